@@ -1,0 +1,41 @@
+# `make serve` and `make test` need Python 3.11 or newer, make and a C compiler; they build everything else in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: help serve test test-all check format bench clean
+
+help:  ## Show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(STAMP): pyproject.toml constraints.txt
+	@echo "Building the environment in .venv: a few minutes and about 6 GB, once."
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0])'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+serve: $(STAMP)  ## Start the server on port 8019
+	$(BIN)/acestep-serve
+
+test: $(STAMP)  ## Run the tests, without the slow campaigns
+	$(BIN)/python -m pytest -m 'not slow and not gpu and not browser'
+
+test-all: $(STAMP)  ## Run every test this machine can run
+	$(BIN)/python -m pytest
+
+check: $(STAMP)  ## Format, lint, types, the import rule
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP)  ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(STAMP)  ## Print the benchmark tables
+	$(BIN)/python -m benchmarks
+
+clean:  ## Remove the environment and all caches
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
