@@ -1,0 +1,37 @@
+"""Checkpoint folders in the published layout: where they are, what they must hold."""
+
+from pathlib import Path
+
+from acestep_engine.errors import CheckpointNotFoundError
+from acestep_engine.params import ModelSpec
+
+TRANSFORMER, AUTOENCODER, VOCODER, TEXT_ENCODER = COMPONENTS = (
+    "ace_step_transformer",
+    "music_dcae_f8c8",
+    "music_vocoder",
+    "umt5-base",
+)
+LYRIC_VOCABULARY = "lyric_vocab.json"
+
+NANO_PATH = Path(__file__).parent / "nano"
+NANO_NOTICE = "The bundled nano model is untrained: it makes noise, not music. It shows that everything works."
+
+
+def missing_parts(folder: Path) -> list[str]:
+    """What a checkpoint folder lacks, by name relative to it; empty if it is complete."""
+    needed = [f"{component}/config.json" for component in COMPONENTS] + [LYRIC_VOCABULARY]
+    return [name for name in needed if not (folder / name).is_file()]
+
+
+def check_folder(folder: Path) -> None:
+    """Raise CheckpointNotFoundError unless `folder` has every component. Contents are checked when they are loaded."""
+    if not folder.is_dir():
+        raise CheckpointNotFoundError(f"there is no checkpoint folder {folder}")
+    missing = missing_parts(folder)
+    if missing:
+        raise CheckpointNotFoundError(f"the checkpoint folder {folder} lacks {', '.join(missing)}")
+
+
+def notice(spec: ModelSpec) -> str | None:
+    """What whoever hears this model must know, or None."""
+    return NANO_NOTICE if Path(spec.path) == NANO_PATH else None

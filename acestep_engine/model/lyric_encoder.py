@@ -1,0 +1,123 @@
+"""The lyric encoder: a transformer encoder with relative positions (Transformer-XL, arXiv 1901.02860, section 3.3)."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class LyricEncoderConfig:
+    """Sizes. The defaults are those of ACE-Step v1, whose config.json does not name them."""
+
+    dim: int = 1024
+    heads: int = 16
+    ff_dim: int = 4096
+    layers: int = 6
+
+
+# Layers whose queries entropy-rectifying guidance weakens, as published.
+ERG_LAYERS = range(4, 6)
+
+
+def relative_positions(length: int, dim: int, device: torch.device) -> Tensor:
+    """Sinusoids of the relative positions length-1 down to 1-length: (2 * length - 1, dim), float32."""
+    position = torch.arange(length - 1, -length, -1, device=device).float().unsqueeze(1)
+    frequency = torch.exp(torch.arange(0, dim, 2, device=device).float() * -(math.log(10_000.0) / dim))
+    angles = position * frequency  # (2 * T - 1, dim / 2)
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)  # sines at even, cosines at odd places
+
+
+class RelativeSelfAttention(nn.Module):
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.linear_q = nn.Linear(dim, dim)
+        self.linear_k = nn.Linear(dim, dim)
+        self.linear_v = nn.Linear(dim, dim)
+        self.linear_out = nn.Linear(dim, dim)
+        self.linear_pos = nn.Linear(dim, dim, bias=False)
+        self.pos_bias_u = nn.Parameter(torch.empty(heads, dim // heads))
+        self.pos_bias_v = nn.Parameter(torch.empty(heads, dim // heads))
+
+    def forward(self, x: Tensor, positions: Tensor, mask: Tensor | None, query_scale: Tensor | None) -> Tensor:
+        """(B, T, dim) to the same shape; `positions` as `relative_positions`, `mask` (B, 1, 1, T) true at real tokens."""
+        batch, length, _ = x.shape
+        q = self.linear_q(x)
+        if query_scale is not None:
+            q = q * query_scale[:, None, None]
+        q = q.unflatten(-1, (self.heads, -1))  # (B, T, H, D)
+        k = self.linear_k(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, T, D)
+        v = self.linear_v(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        p = self.linear_pos(positions).unflatten(-1, (self.heads, -1)).transpose(0, 1)  # (H, 2 * T - 1, D)
+
+        by_content = (q + self.pos_bias_u).transpose(1, 2) @ k.transpose(-1, -2)  # (B, H, T, T)
+        by_distance = ((q + self.pos_bias_v).transpose(1, 2) @ p.transpose(-1, -2)).contiguous()  # (B, H, T, 2 * T - 1)
+        # Column T - 1 - i + j of row i is the distance from query i to key j: a view with rows one element shorter.
+        row = 2 * length - 1
+        by_distance = by_distance.as_strided(
+            (batch, self.heads, length, length),
+            (self.heads * length * row, length * row, row - 1, 1),
+            by_distance.storage_offset() + length - 1,
+        )
+        scores = (by_content + by_distance) / math.sqrt(q.shape[-1])
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf)
+        weights = scores.softmax(dim=-1)
+        if mask is not None:
+            weights = weights.masked_fill(~mask, 0.0)  # a row without any real token would be NaN
+        return self.linear_out((weights @ v).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+class FeedForward(nn.Module):
+    def __init__(self, dim: int, ff_dim: int) -> None:
+        super().__init__()
+        self.w_1 = nn.Linear(dim, ff_dim)
+        self.w_2 = nn.Linear(ff_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w_2(F.silu(self.w_1(x)))  # type: ignore[no-any-return]
+
+
+class LyricEncoderLayer(nn.Module):
+    def __init__(self, config: LyricEncoderConfig) -> None:
+        super().__init__()
+        self.self_attn = RelativeSelfAttention(config.dim, config.heads)
+        self.feed_forward = FeedForward(config.dim, config.ff_dim)
+        self.norm_mha = nn.LayerNorm(config.dim)
+        self.norm_ff = nn.LayerNorm(config.dim)
+
+    def forward(self, x: Tensor, positions: Tensor, mask: Tensor | None, query_scale: Tensor | None) -> Tensor:
+        x = x + self.self_attn(self.norm_mha(x), positions, mask, query_scale)
+        return x + self.feed_forward(self.norm_ff(x))  # type: ignore[no-any-return]
+
+
+class InputProjection(nn.Module):
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.out = nn.Sequential(nn.Linear(dim, dim), nn.LayerNorm(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(x) * math.sqrt(x.shape[-1])  # type: ignore[no-any-return]
+
+
+class LyricEncoder(nn.Module):
+    def __init__(self, config: LyricEncoderConfig) -> None:
+        super().__init__()
+        self.embed = InputProjection(config.dim)
+        self.encoders = nn.ModuleList(LyricEncoderLayer(config) for _ in range(config.layers))
+        self.after_norm = nn.LayerNorm(config.dim)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, query_scale: Tensor | None = None) -> Tensor:
+        """Token embeddings (B, T, dim) to hidden states (B, T, dim).
+
+        `mask` (B, T) is true at real tokens; `query_scale` (B,) weakens the attention of the layers in `ERG_LAYERS`.
+        """
+        positions = relative_positions(x.shape[1], x.shape[2], x.device).to(x.dtype)
+        key_mask = None if mask is None else mask[:, None, None, :]  # (B, 1, 1, T)
+        x = self.embed(x)
+        for i, layer in enumerate(self.encoders):
+            x = layer(x, positions, key_mask, query_scale if i in ERG_LAYERS else None)
+        return self.after_norm(x)  # type: ignore[no-any-return]

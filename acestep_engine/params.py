@@ -1,0 +1,107 @@
+"""What can be asked of the engine. Plain dataclasses: no torch, no pydantic, safe to pickle."""
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+Task = Literal["text2music", "audio2audio", "retake", "repaint", "extend", "edit"]
+SchedulerType = Literal["euler", "heun", "pingpong"]
+CfgType = Literal["apg", "cfg", "cfg_star"]
+AudioFormat = Literal["wav", "mp3", "ogg", "flac", "opus"]
+Precision = Literal["auto", "bfloat16", "float32"]
+
+TASKS: tuple[Task, ...] = get_args(Task)
+BUILT_TASKS: tuple[Task, ...] = ("text2music", "audio2audio")
+SCHEDULERS: tuple[SchedulerType, ...] = get_args(SchedulerType)
+CFG_TYPES: tuple[CfgType, ...] = get_args(CfgType)
+AUDIO_FORMATS: tuple[AudioFormat, ...] = get_args(AudioFormat)
+
+MAX_DURATION_S = 240.0
+MAX_STEPS = 200
+MAX_SEED = 2**64 - 1
+
+MODEL_SAMPLE_RATE_HZ = 44_100  # what the mel filter bank and the vocoder work at
+OUTPUT_SAMPLE_RATE_HZ = 48_000
+MEL_HOP_SAMPLES = 512
+MEL_FRAMES_PER_LATENT = 8
+
+
+def latent_frames(duration_s: float) -> int:
+    """Latent frames that cover `duration_s` of audio, about 10.77 per second, rounded down."""
+    return int(duration_s * MODEL_SAMPLE_RATE_HZ / MEL_HOP_SAMPLES / MEL_FRAMES_PER_LATENT)
+
+
+@dataclass(frozen=True)
+class GenerationParams:
+    """One song. Everything is decided: the seed is drawn, -1 durations are resolved, lists are parsed.
+
+    Units: seconds for `duration_s`; guidance scales and omega are the published pipeline's.
+    The same params on the same checkpoint give the same music.
+    """
+
+    prompt: str
+    lyrics: str
+    duration_s: float
+    seed: int
+    task: Task = "text2music"
+    steps: int = 60
+    scheduler: SchedulerType = "euler"
+    cfg_type: CfgType = "apg"
+    guidance_scale: float = 15.0
+    omega_scale: float = 10.0
+    guidance_interval: float = 0.5
+    guidance_interval_decay: float = 0.0
+    min_guidance_scale: float = 3.0
+    use_erg_tag: bool = True
+    use_erg_lyric: bool = False
+    use_erg_diffusion: bool = True
+    oss_steps: tuple[int, ...] = ()
+    guidance_scale_text: float = 0.0
+    guidance_scale_lyric: float = 0.0
+    ref_audio_strength: float = 0.5  # audio2audio: 0 keeps nothing of the reference, 1 all of it
+    vocal_language: str | None = None  # a language for every line that does not name its own
+
+    @property
+    def guided(self) -> bool:
+        """Whether a second, unconditional prediction is made at all: scales 0 and 1 switch guidance off."""
+        return self.guidance_scale not in (0.0, 1.0)
+
+    @property
+    def weakens_text(self) -> bool:
+        """Whether the weakened hidden states of the prompt are used: the published pipeline asks both switches."""
+        return self.guided and self.use_erg_tag and self.use_erg_lyric
+
+    @property
+    def double_guided(self) -> bool:
+        """Text and lyrics guided apart: both scales over 1."""
+        return self.guidance_scale_text > 1.0 and self.guidance_scale_lyric > 1.0
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Which checkpoint to run and how. Two equal specs are the same loaded model."""
+
+    name: str  # what X-Model and /health say: "nano", "v1-3.5b", or the configured name
+    path: str  # a checkpoint folder in the published layout
+    precision: Precision = "auto"  # auto: bfloat16 on a GPU, float32 on a CPU
+    torch_compile: bool = False
+    cpu_offload: bool = False
+    overlapped_decode: bool = False
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a running request is. `step` counts finished forward steps, from 0 to `steps`."""
+
+    stage: Literal["encoding", "diffusion", "decoding"]
+    step: int = 0
+    steps: int = 0
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Wall seconds of the stages of one request."""
+
+    diffusion_s: float = 0.0
+    decode_s: float = 0.0
+    write_s: float = 0.0
+    extra: dict[str, float] = field(default_factory=dict)

@@ -1,0 +1,175 @@
+"""Prompt and lyrics to what the transformer is conditioned on: UMT5 hidden states and lyric tokens."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, Self, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5Config, UMT5EncoderModel
+
+from acestep_engine.checkpoint import LYRIC_VOCABULARY, TEXT_ENCODER, check_folder
+from acestep_engine.devices import pick_device, pick_dtype
+from acestep_engine.errors import CheckpointError
+from acestep_engine.lyrics import LyricTokenizer
+from acestep_engine.model.loading import load_weights, read_config
+from acestep_engine.params import ModelSpec
+
+MAX_PROMPT_TOKENS = 256
+
+# Entropy-rectifying guidance weakens the queries of these layers, as published.
+ERG_LAYERS = range(8, 10)
+ERG_QUERY_SCALE = 0.01
+
+HiddenStates = npt.NDArray[np.float32]
+TokenIds = npt.NDArray[np.int64]
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+@dataclass(frozen=True)
+class EncodeRequest:
+    """`weaken` asks for the weakened hidden states as well; `vocal_language` is for lines that do not name their own."""
+
+    prompt: str
+    lyrics: str
+    weaken: bool = False
+    vocal_language: str | None = None
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What a generation is conditioned on. All numpy, so that it crosses processes without a copy.
+
+    `text` and `text_weakened` (L, C) float32, L at most 256; `lyric_ids` and `lyric_mask` (N,) int64, N at least 1.
+    """
+
+    text: HiddenStates
+    text_weakened: HiddenStates | None
+    lyric_ids: TokenIds
+    lyric_mask: TokenIds
+
+
+class LruCache(Generic[K, V]):
+    """The `size` most recently used entries. Safe between threads."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._entries: OrderedDict[K, V] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: K) -> V | None:
+        with self._lock:
+            if key in self._entries:
+                self._entries.move_to_end(key)
+            return self._entries.get(key)
+
+    def put(self, key: K, value: V) -> None:
+        with self._lock:
+            self._entries[key] = value
+            self._entries.move_to_end(key)
+            while len(self._entries) > self._size:
+                self._entries.popitem(last=False)
+
+
+class ScaledLinear(nn.Linear):
+    """A linear layer whose output is scaled row by row of the batch; `row_scale` (B,) or None."""
+
+    row_scale: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = super().forward(x)
+        return out if self.row_scale is None else out * self.row_scale[:, None, None]
+
+
+class TextEncoder:
+    """UMT5 with its tokenizer, and the lyric tokenizer. Use it from one thread at a time."""
+
+    def __init__(
+        self,
+        model: UMT5EncoderModel,
+        tokenizer: PreTrainedTokenizerBase,
+        lyric_tokenizer: LyricTokenizer,
+        cache_entries: int = 512,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.lyric_tokenizer = lyric_tokenizer
+        self._prompts: LruCache[tuple[str, bool], HiddenStates] = LruCache(2 * cache_entries)
+        self._lyrics: LruCache[tuple[str, str | None], tuple[TokenIds, TokenIds]] = LruCache(cache_entries)
+
+    @classmethod
+    def load(cls, spec: ModelSpec, device: str | None = None, cache_entries: int = 512) -> Self:
+        """From a checkpoint folder. Raises CheckpointError naming the file or tensor that does not fit."""
+        root = Path(spec.path)
+        check_folder(root)
+        folder = root / TEXT_ENCODER
+        target = pick_device(device)
+        config = UMT5Config.from_dict(read_config(folder))
+        with torch.device("meta"):
+            model = UMT5EncoderModel(config)
+            for i in range(ERG_LAYERS.start, min(ERG_LAYERS.stop, config.num_layers)):
+                attention = model.encoder.block[i].layer[0].SelfAttention
+                attention.q = ScaledLinear(attention.q.in_features, attention.q.out_features, bias=False)
+        load_weights(model, folder, device=target, dtype=pick_dtype(spec.precision, target))
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{TEXT_ENCODER} has no usable tokenizer: {error}") from None
+        return cls(model, tokenizer, LyricTokenizer.load(root / LYRIC_VOCABULARY), cache_entries)
+
+    def encode(self, requests: Sequence[EncodeRequest]) -> list[Conditioning]:
+        """One conditioning per request, in order. Prompts not seen lately share one forward of UMT5.
+
+        Raises ParameterError if a line of the lyrics asks for an unknown language.
+        """
+        wanted = [(r.prompt, False) for r in requests] + [(r.prompt, True) for r in requests if r.weaken]
+        hidden = self._cached(self._prompts, list(dict.fromkeys(wanted)), self._encode_prompts)
+        conditionings = []
+        for r in requests:
+            lyric_ids, lyric_mask = self._encode_lyrics(r.lyrics, r.vocal_language)
+            weakened = hidden[r.prompt, True] if r.weaken else None
+            conditionings.append(Conditioning(hidden[r.prompt, False], weakened, lyric_ids, lyric_mask))
+        return conditionings
+
+    @staticmethod
+    def _cached(cache: LruCache[K, V], keys: Sequence[K], compute: Callable[[Sequence[K]], Sequence[V]]) -> dict[K, V]:
+        found = {key: value for key in keys if (value := cache.get(key)) is not None}
+        missing = [key for key in keys if key not in found]
+        for key, value in zip(missing, compute(missing) if missing else (), strict=True):
+            cache.put(key, value)
+            found[key] = value
+        return found
+
+    @torch.inference_mode()
+    def _encode_prompts(self, prompts: Sequence[tuple[str, bool]]) -> list[HiddenStates]:
+        """Hidden states (L, C) of each (prompt, weakened)."""
+        tokens = self.tokenizer(
+            [prompt for prompt, _ in prompts],
+            return_tensors="pt",
+            padding=True,
+            truncation=True,
+            max_length=MAX_PROMPT_TOKENS,
+        ).to(self.model.device)
+        scale = torch.tensor([ERG_QUERY_SCALE if weak else 1.0 for _, weak in prompts], dtype=self.model.dtype)
+        weakenable = [m for m in self.model.modules() if isinstance(m, ScaledLinear)]
+        for layer in weakenable:
+            layer.row_scale = scale.to(self.model.device)
+        states = self.model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
+        lengths = tokens.attention_mask.sum(dim=1).tolist()
+        return [row[:length].float().cpu().numpy() for row, length in zip(states, lengths, strict=True)]
+
+    def _encode_lyrics(self, lyrics: str, language: str | None) -> tuple[TokenIds, TokenIds]:
+        key = (lyrics, language)
+        found = self._lyrics.get(key)
+        if found is None:
+            tokens = self.lyric_tokenizer.encode(lyrics, language)
+            found = np.array(tokens.ids, dtype=np.int64), np.array(tokens.mask, dtype=np.int64)
+            self._lyrics.put(key, found)
+        return found

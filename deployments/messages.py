@@ -1,0 +1,177 @@
+"""What crosses a deployment handle: small frozen dataclasses, and large arrays by reference.
+
+Bytes travel as one-dimensional uint8 arrays, because numpy crosses Ray's object store without a copy and `bytes` does not.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from acestep_engine.params import AudioFormat, GenerationParams, Progress, Timings
+
+ByteArray = npt.NDArray[np.uint8]
+
+Status = Literal["pending", "processing", "completed", "failed"]
+Outcome = Literal["completed", "failed", "cancelled", "expired"]
+ENDED: tuple[Status, ...] = ("completed", "failed")
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One accepted request, complete: nothing about it is decided later.
+
+    `request_json` is the request as a client would POST it again to get the same music: seed and duration are filled in.
+    `source` is the uploaded audio file, still encoded, already checked.
+    """
+
+    request_id: str
+    params: GenerationParams
+    audio_format: AudioFormat
+    request_json: dict[str, Any]
+    source: ByteArray | None = None
+    save_file: bool = False  # also write it under ACE_OUTPUT_DIR
+
+
+@dataclass(frozen=True)
+class RenderJob:
+    """What a Generator needs beside the conditioning and the source audio."""
+
+    request_id: str
+    params: GenerationParams
+    audio_format: AudioFormat
+    tags: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A finished song. `audio` is the encoded file, `latents` float32 (8, 16, T)."""
+
+    audio: ByteArray
+    latents: npt.NDArray[np.float32]
+    duration_s: float
+    timings: Timings
+    model: str
+    device: str
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """What a completed job can tell without its audio."""
+
+    model: str
+    device: str
+    duration_s: float
+    audio_bytes: int
+    timings: dict[str, float]
+    audio_path: str | None = None  # under ACE_OUTPUT_DIR, for jobs that save a file
+
+
+@dataclass(frozen=True)
+class JobView:
+    """A job as clients see it. Times are Unix seconds."""
+
+    request_id: str
+    status: Status
+    created_at: float
+    audio_format: AudioFormat
+    request_json: dict[str, Any]
+    seed: int
+    outcome: Outcome | None = None
+    started_at: float | None = None
+    completed_at: float | None = None
+    position: int | None = None  # how many waiting jobs run before it; None once it runs
+    progress: Progress | None = None
+    error: str | None = None
+    error_code: str | None = None
+    result: JobResult | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.status in ENDED
+
+
+@dataclass(frozen=True)
+class AudioFile:
+    """The audio of a completed job, with what its response headers need."""
+
+    view: JobView
+    audio: ByteArray
+
+
+@dataclass(frozen=True)
+class QueueStatus:
+    """Counts over all jobs still kept; `queue_size` are those that wait."""
+
+    queue_size: int
+    status_counts: dict[Status, int]
+    total_requests: int
+
+
+@dataclass(frozen=True)
+class ReplicaState:
+    """One Generator replica, as it describes itself."""
+
+    replica_id: str
+    model: str
+    device: str  # "cpu", or the GPU's name
+    gpu_ids: tuple[str, ...] = ()
+    precision: str = ""
+
+
+@dataclass(frozen=True)
+class ServiceStatus:
+    """What /health says. `loaded` is true once at least one Generator replica has its model in memory."""
+
+    model: str
+    notice: str | None  # what a user must know about this model, e.g. that it makes noise
+    loaded: bool
+    replicas: tuple[ReplicaState, ...] = ()
+    queue_size: int = 0
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+class ServiceError(Exception):
+    """Base of what the JobManager answers instead of a result. Arguments survive pickling.
+
+    ServiceError
+    ├── JobNotFoundError
+    ├── JobNotEndedError      its result was asked for too early
+    ├── JobFailedError        its result was asked for, and there is none
+    ├── JobEndedError         it cannot be cancelled any more
+    ├── QueueFullError
+    └── ModelUnavailableError the asked model is not configured or cannot be loaded
+    """
+
+
+class JobNotFoundError(ServiceError):
+    def __init__(self, request_id: str) -> None:
+        super().__init__(request_id)
+        self.request_id = request_id
+
+
+class JobStateError(ServiceError):
+    """A job is not in the state the call needs; `view` says which it is in."""
+
+    def __init__(self, view: JobView) -> None:
+        super().__init__(view)
+        self.view = view
+
+
+class JobNotEndedError(JobStateError): ...
+
+
+class JobFailedError(JobStateError): ...
+
+
+class JobEndedError(JobStateError): ...
+
+
+class QueueFullError(ServiceError):
+    def __init__(self, waiting: int, limit: int, retry_after_s: float) -> None:
+        super().__init__(waiting, limit, retry_after_s)
+        self.waiting, self.limit, self.retry_after_s = waiting, limit, retry_after_s
+
+
+class ModelUnavailableError(ServiceError): ...

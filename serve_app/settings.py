@@ -1,0 +1,81 @@
+"""The settings of the application: `args` in serve_config.yaml, environment variables, the command line's flags.
+
+A key that is not listed here is refused at start, with its name.
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Megabytes = Annotated[int, Field(ge=1, le=65_536)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class GeneratorSettings(Section):
+    """The deployment that runs diffusion and decoding."""
+
+    min_replicas: Annotated[int, Field(ge=0)] = 1
+    max_replicas: Annotated[int, Field(ge=1)] | None = None  # None: one per GPU the cluster has, one on a CPU
+    use_gpu: bool | None = None  # None: a GPU each where the cluster has any, else the CPU
+    cluster_autoscales: bool = False  # nodes with GPUs may join later: do not check that they exist now
+    graceful_shutdown_timeout_s: Annotated[float, Field(ge=0)] = 600.0
+
+
+class TextEncoderSettings(Section):
+    replicas: Annotated[int, Field(ge=1)] = 1
+    num_gpus: Annotated[float, Field(ge=0, le=1)] = 0.0  # a share of a GPU; 0 encodes on the CPU
+    max_batch_size: Annotated[int, Field(ge=1, le=256)] = 16
+    batch_wait_timeout_s: Annotated[float, Field(ge=0, le=1)] = 0.005
+    cache_entries: Annotated[int, Field(ge=0)] = 512
+
+
+class Limits(Section):
+    """Bounds on what one client can make the server hold. Sizes in MiB (2**20 bytes)."""
+
+    json_mb: Megabytes = 1
+    upload_mb: Megabytes = 32
+    base64_mb: Megabytes = 44
+    source_duration_s: Annotated[float, Field(gt=0)] = 600.0
+    source_channels: Annotated[int, Field(ge=1)] = 8
+    source_min_rate_hz: Annotated[int, Field(ge=1)] = 8_000
+    source_max_rate_hz: Annotated[int, Field(ge=1)] = 192_000
+    queue_size: Annotated[int, Field(ge=1)] = 200
+    body_timeout_s: Annotated[float, Field(gt=0)] = 60.0
+
+
+class JobSettings(Section):
+    sync_wait_s: Annotated[float, Field(gt=0)] = 120.0  # the longest a synchronous route waits before it answers 202
+    job_timeout_s: Annotated[float, Field(gt=0)] = 600.0  # from start to end of one job
+    result_ttl_s: Annotated[float, Field(gt=0)] = 24 * 3600.0
+    row_ttl_s: Annotated[float, Field(gt=0)] = 7 * 24 * 3600.0
+
+
+class Settings(Section):
+    """All of it. Environment variables give the defaults of the fields that say so."""
+
+    model: str = "auto"  # auto, nano, v1-3.5b, a name of `checkpoints`, or a checkpoint folder
+    checkpoints: dict[str, str] = {}  # further names that /initialize may ask for, each with its folder
+    checkpoint_dir: Path = Path("~/.cache/ace-step/checkpoints")  # where v1-3.5b is kept
+    download: bool = False  # fetch v1-3.5b from its published place when it is not there
+    bf16: bool | None = None  # None: bfloat16 on a GPU, float32 on a CPU
+    torch_compile: bool = False
+    cpu_offload: bool = False
+    overlapped_decode: bool = False
+
+    generator: GeneratorSettings = GeneratorSettings()
+    text_encoder: TextEncoderSettings = TextEncoderSettings()
+    ingress_replicas: Annotated[int, Field(ge=1)] = 1
+    jobs: JobSettings = JobSettings()
+    limits: Limits = Limits()
+
+    output_dir: Path = Field(default_factory=lambda: Path(os.environ.get("ACE_OUTPUT_DIR", "./outputs")))
+    state_dir: Path = Path("./.acestep")  # the job store, results and latents
+    audio_root: Path | None = None  # where ref_audio_input may name files; None: nowhere
+    admin_key: str | None = Field(default_factory=lambda: os.environ.get("ACESTEP_ADMIN_KEY"))  # None: /initialize is off...
+    admin_open: bool = False  # ...unless this says that anyone may administer (a laptop)
+    log_level: str = Field(default_factory=lambda: os.environ.get("LOG_LEVEL", "INFO"))
