@@ -39,7 +39,7 @@ class Song:
 
     @property
     def duration_s(self) -> float:
-        return self.audio.shape[1] / OUTPUT_SAMPLE_RATE_HZ
+        return float(self.audio.shape[1] / OUTPUT_SAMPLE_RATE_HZ)
 
 
 class Engine:
@@ -77,8 +77,8 @@ class Engine:
     ) -> Song:
         """Make one song. `on_progress` is called before the first forward and after each.
 
-        Raises Cancelled within one forward of `cancelled()` turning true, NumericalError if the model answers NaN or infinity,
-        ParameterError for a task that is not built.
+        Raises Cancelled within one forward of `cancelled()` turning true, NumericalError if the model answers NaN or
+        infinity, ParameterError for a task that is not built.
         """
         started = time.perf_counter()
         reference = None if source is None else self._encode_source(source)

@@ -1,6 +1,7 @@
 """Combine conditioned and unconditioned predictions. State in, state out; everything is per request.
 
-Sources: classifier-free guidance (arXiv 2207.12598); adaptive projected guidance (arXiv 2410.02416); CFG-Zero* (arXiv 2503.18886).
+Sources: classifier-free guidance (arXiv 2207.12598); adaptive projected guidance (arXiv 2410.02416); CFG-Zero* (arXiv
+2503.18886).
 """
 
 import torch
@@ -18,13 +19,12 @@ PLANE = (-2, -1)  # norms and projections run over height and time, channel by c
 def guidance_window(params: GenerationParams, steps: int) -> range:
     """The forwards that are guided: the middle `guidance_interval` of `steps`; empty if guidance is off.
 
-    The published code counts forwards here, of which Heun makes two a step, so Heun is guided early; kept for equal music.
+    The published code counts forwards here, of which Heun makes two a step, so Heun is guided early; kept for equal
+    music.
     """
     if not params.guided:
         return range(0)
-    return range(
-        int(steps * ((1 - params.guidance_interval) / 2)), int(steps * (params.guidance_interval / 2 + 0.5))
-    )
+    return range(int(steps * ((1 - params.guidance_interval) / 2)), int(steps * (params.guidance_interval / 2 + 0.5)))
 
 
 def current_scale(params: GenerationParams, window: range, index: int) -> float:
@@ -44,9 +44,7 @@ def double(
     conditioned: Tensor, text_only: Tensor, unconditioned: Tensor, text_scale: float, lyric_scale: float
 ) -> Tensor:
     """Guide by the prompt and by the lyrics, each with a scale of its own."""
-    return (
-        (1 - text_scale) * unconditioned + (text_scale - lyric_scale) * text_only + lyric_scale * conditioned
-    )
+    return (1 - text_scale) * unconditioned + (text_scale - lyric_scale) * text_only + lyric_scale * conditioned
 
 
 def cfg_star(conditioned: Tensor, unconditioned: Tensor, scale: float, index: int) -> Tensor:

@@ -1,8 +1,8 @@
 """Flow-matching samplers: Euler, Heun and ping-pong, with the published schedule. State in, state out.
 
 A schedule is a list of sigmas from 1 (noise) to 0 (music). The model answers a velocity v = noise - music, so that
-latents = music + sigma * v. Sources: Lipman et al. 2022 (arXiv 2210.02747); Karras et al. 2022 (arXiv 2206.00364) for Heun;
-ping-pong sampling (arXiv 2505.08175) renoises a full estimate at every step.
+latents = music + sigma * v. Sources: Lipman et al. 2022 (arXiv 2210.02747); Karras et al. 2022 (arXiv 2206.00364) for
+Heun; ping-pong sampling (arXiv 2505.08175) renoises a full estimate at every step.
 """
 
 import math
@@ -25,8 +25,8 @@ SHIFT = 3.0  # how far the schedule leans towards noise (SD3, arXiv 2403.03206, 
 class Schedule:
     """Sigmas and timesteps of one request, float32 on the CPU.
 
-    `sigmas` (forwards + 1) ends in 0. `timesteps` (forwards) is what the model is told, in 0..1000. Heun evaluates twice at
-    every inner sigma, so its `forwards` is 2 * steps - 1; `steps` is the number that was asked for.
+    `sigmas` (forwards + 1) ends in 0. `timesteps` (forwards) is what the model is told, in 0..1000. Heun evaluates
+    twice at every inner sigma, so its `forwards` is 2 * steps - 1; `steps` is the number that was asked for.
     """
 
     sigmas: Tensor
@@ -53,8 +53,8 @@ def make_schedule(
 ) -> Schedule:
     """The published schedule of `steps` steps starting at noise level `sigma_max` in 0..1.
 
-    `oss_steps` picks single steps (1-based, increasing) of a schedule as long as the last of them; the picked sigmas are shifted
-    once more, as published.
+    `oss_steps` picks single steps (1-based, increasing) of a schedule as long as the last of them; the picked sigmas
+    are shifted once more, as published.
     """
     if oss_steps:
         full = _sigmas(max(oss_steps), sigma_max)
@@ -142,4 +142,5 @@ def _bounds(sigma_max: float) -> tuple[float, float]:
 def _sigmas(steps: int, sigma_max: float) -> npt.NDArray[np.float64]:
     lowest, highest = _bounds(sigma_max)
     timesteps = np.linspace(highest * TRAIN_TIMESTEPS, lowest * TRAIN_TIMESTEPS, steps)
-    return _shift(timesteps / TRAIN_TIMESTEPS)
+    sigmas: npt.NDArray[np.float64] = _shift(timesteps / TRAIN_TIMESTEPS)
+    return sigmas

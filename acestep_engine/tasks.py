@@ -1,8 +1,8 @@
 """What a request asks of the model at each forward, and what it does with the answers.
 
-A task is a value: `queries` says which rows it needs in the next forward, `advance` takes their velocities and answers the next
-value. The engine knows nothing else of a task, so that requests of different tasks can share a forward pass. Retake, repaint,
-extend and edit are further classes of this shape: other first latents, other rows, another `advance`.
+A task is a value: `queries` says which rows it needs in the next forward, `advance` takes their velocities and answers
+the next value. The engine knows nothing else of a task, so that requests of different tasks can share a forward pass.
+Retake, repaint, extend and edit are further classes of this shape: other first latents, other rows, another `advance`.
 """
 
 from collections.abc import Sequence
@@ -136,7 +136,8 @@ def begin(params: GenerationParams, reference: Tensor | None, device: torch.devi
 
 
 def _begin_from_reference(params: GenerationParams, reference: Tensor, generator: torch.Generator) -> Denoise:
-    """Begin part of the way: the reference under as much noise as `ref_audio_strength` leaves, and that share of the steps.
+    """Begin part of the way: the reference under as much noise as `ref_audio_strength` leaves, and that share of the
+    steps.
 
     As published, `oss_steps` counts here only by its last entry.
     """

@@ -35,7 +35,7 @@ V = TypeVar("V")
 
 @dataclass(frozen=True)
 class EncodeRequest:
-    """`weaken` asks for the weakened hidden states as well; `vocal_language` is for lines that do not name their own."""
+    """`weaken` asks for the weakened states as well; `vocal_language` is for lines that do not name their own."""
 
     prompt: str
     lyrics: str
@@ -88,6 +88,15 @@ class ScaledLinear(nn.Linear):
         return out if self.row_scale is None else out * self.row_scale[:, None, None]
 
 
+def build_umt5(config: UMT5Config) -> UMT5EncoderModel:
+    """UMT5 without weights, whose attention can be weakened row by row in the layers of `ERG_LAYERS`."""
+    model = UMT5EncoderModel(config)
+    for i in range(ERG_LAYERS.start, min(ERG_LAYERS.stop, config.num_layers)):
+        attention = model.encoder.block[i].layer[0].SelfAttention
+        attention.q = ScaledLinear(attention.q.in_features, attention.q.out_features, bias=False)
+    return model
+
+
 class TextEncoder:
     """UMT5 with its tokenizer, and the lyric tokenizer. Use it from one thread at a time."""
 
@@ -113,10 +122,7 @@ class TextEncoder:
         target = pick_device(device)
         config = UMT5Config.from_dict(read_config(folder))
         with torch.device("meta"):
-            model = UMT5EncoderModel(config)
-            for i in range(ERG_LAYERS.start, min(ERG_LAYERS.stop, config.num_layers)):
-                attention = model.encoder.block[i].layer[0].SelfAttention
-                attention.q = ScaledLinear(attention.q.in_features, attention.q.out_features, bias=False)
+            model = build_umt5(config)
         load_weights(model, folder, device=target, dtype=pick_dtype(spec.precision, target))
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)

@@ -1,7 +1,7 @@
 """The two attentions of a transformer block, and their rotary positions.
 
-Linear attention is Katharopoulos et al. 2020 with a ReLU feature map (as in Sana, arXiv 2410.10629); cross-attention is the usual
-scaled dot product. Both rotate queries and keys (RoPE, arXiv 2104.09864).
+Linear attention is Katharopoulos et al. 2020 with a ReLU feature map (as in Sana, arXiv 2410.10629); cross-attention
+is the usual scaled dot product. Both rotate queries and keys (RoPE, arXiv 2104.09864).
 """
 
 import torch
@@ -17,7 +17,8 @@ KeyValue = tuple[Tensor, Tensor]  # keys (rotated) and values, each (B, H, C, D)
 def rotary_angles(length: int, head_dim: int, theta: float, device: torch.device) -> Rotation:
     """Cosines and sines of positions 0..length-1, each (length, head_dim), float32.
 
-    The published model lays the frequencies out in two halves but rotates neighbouring pairs; trained weights rely on it.
+    The published model lays the frequencies out in two halves but rotates neighbouring pairs; trained weights rely on
+    it.
     """
     frequencies = theta ** -(torch.arange(0, head_dim, 2, device=device).float() / head_dim)  # (D / 2,)
     angles = torch.outer(torch.arange(length, device=device).float(), frequencies)  # (T, D / 2)
@@ -60,7 +61,7 @@ class LinearAttention(nn.Module):
         weight = q @ k.sum(dim=2).unsqueeze(-1)  # (B, H, T, 1)
         out = (q @ summary) / (weight + LINEAR_ATTENTION_EPS)
         out = out.transpose(1, 2).flatten(2).to(x.dtype)  # (B, T, H * D)
-        return self.to_out[0](out)  # type: ignore[no-any-return]
+        return self.to_out[0](out)
 
 
 class CrossAttention(nn.Module):
@@ -76,7 +77,7 @@ class CrossAttention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(inner, dim)])
 
     def project_context(self, context: Tensor, rotation: Rotation) -> KeyValue:
-        """Keys and values of a context (B, C, dim). They do not change over the steps: compute them once per request."""
+        """Keys and values of a context (B, C, dim). They do not change over the steps of a request."""
         k = self.to_k(context).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, C, D)
         v = self.to_v(context).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         return rotate(k, rotation), v
@@ -91,8 +92,8 @@ class CrossAttention(nn.Module):
     ) -> Tensor:
         """(B, T, dim) to the same shape.
 
-        `context_mask` (B, C) is true where the context may be attended to. `query_scale` (B,) weakens the attention of single
-        rows: entropy-rectifying guidance.
+        `context_mask` (B, C) is true where the context may be attended to. `query_scale` (B,) weakens the attention of
+        single rows: entropy-rectifying guidance.
         """
         q = self.to_q(x)
         if query_scale is not None:
@@ -101,4 +102,4 @@ class CrossAttention(nn.Module):
         k, v = context
         mask = None if context_mask is None else context_mask[:, None, None, :]  # (B, 1, 1, C)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.to_out[0](out.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        return self.to_out[0](out.transpose(1, 2).flatten(2))

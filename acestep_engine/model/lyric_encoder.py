@@ -43,7 +43,7 @@ class RelativeSelfAttention(nn.Module):
         self.pos_bias_v = nn.Parameter(torch.empty(heads, dim // heads))
 
     def forward(self, x: Tensor, positions: Tensor, mask: Tensor | None, query_scale: Tensor | None) -> Tensor:
-        """(B, T, dim) to the same shape; `positions` as `relative_positions`, `mask` (B, 1, 1, T) true at real tokens."""
+        """(B, T, dim) to the same shape. `positions` (2T - 1, dim), `mask` (B, 1, 1, T) true at real tokens."""
         batch, length, _ = x.shape
         q = self.linear_q(x)
         if query_scale is not None:
@@ -68,7 +68,7 @@ class RelativeSelfAttention(nn.Module):
         weights = scores.softmax(dim=-1)
         if mask is not None:
             weights = weights.masked_fill(~mask, 0.0)  # a row without any real token would be NaN
-        return self.linear_out((weights @ v).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        return self.linear_out((weights @ v).transpose(1, 2).flatten(2))
 
 
 class FeedForward(nn.Module):
@@ -78,7 +78,7 @@ class FeedForward(nn.Module):
         self.w_2 = nn.Linear(ff_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.w_2(F.silu(self.w_1(x)))  # type: ignore[no-any-return]
+        return self.w_2(F.silu(self.w_1(x)))
 
 
 class LyricEncoderLayer(nn.Module):
@@ -91,7 +91,7 @@ class LyricEncoderLayer(nn.Module):
 
     def forward(self, x: Tensor, positions: Tensor, mask: Tensor | None, query_scale: Tensor | None) -> Tensor:
         x = x + self.self_attn(self.norm_mha(x), positions, mask, query_scale)
-        return x + self.feed_forward(self.norm_ff(x))  # type: ignore[no-any-return]
+        return x + self.feed_forward(self.norm_ff(x))
 
 
 class InputProjection(nn.Module):
@@ -100,7 +100,7 @@ class InputProjection(nn.Module):
         self.out = nn.Sequential(nn.Linear(dim, dim), nn.LayerNorm(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out(x) * math.sqrt(x.shape[-1])  # type: ignore[no-any-return]
+        return self.out(x) * math.sqrt(x.shape[-1])
 
 
 class LyricEncoder(nn.Module):
@@ -120,4 +120,4 @@ class LyricEncoder(nn.Module):
         x = self.embed(x)
         for i, layer in enumerate(self.encoders):
             x = layer(x, positions, key_mask, query_scale if i in ERG_LAYERS else None)
-        return self.after_norm(x)  # type: ignore[no-any-return]
+        return self.after_norm(x)

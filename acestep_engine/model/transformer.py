@@ -26,7 +26,7 @@ GROUP_NORM_GROUPS = 32
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """Sizes, as in `ace_step_transformer/config.json`. The lyric encoder's are ours: published configs leave them out."""
+    """Sizes, as in `ace_step_transformer/config.json`. Published configs leave the lyric encoder's out."""
 
     num_layers: int
     num_attention_heads: int
@@ -78,12 +78,16 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 class Conv(nn.Module):
     """A convolution under the name the checkpoint gives it: `<name>.conv.weight`."""
 
-    def __init__(self, channels_in: int, channels_out: int, kernel_size: int, groups: int = 1, bias: bool = True) -> None:
+    def __init__(
+        self, channels_in: int, channels_out: int, kernel_size: int, groups: int = 1, bias: bool = True
+    ) -> None:
         super().__init__()
-        self.conv = nn.Conv1d(channels_in, channels_out, kernel_size, padding=kernel_size // 2, groups=groups, bias=bias)
+        self.conv = nn.Conv1d(
+            channels_in, channels_out, kernel_size, padding=kernel_size // 2, groups=groups, bias=bias
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x)  # type: ignore[no-any-return]
+        return self.conv(x)
 
 
 class GatedConvFeedForward(nn.Module):
@@ -96,12 +100,18 @@ class GatedConvFeedForward(nn.Module):
         self.point_conv = Conv(hidden, dim, 1, bias=False)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(B, T, dim) to the same shape. Padded frames are zeroed before the convolution, which would carry them over."""
-        x = F.silu(self.inverted_conv(x.transpose(1, 2)))  # (B, 2 * hidden, T)
+        """(B, T, dim) to the same shape. Padded frames are zeroed before the convolution, which would spread them."""
+        x = F.silu(pointwise(self.inverted_conv.conv, x))  # (B, T, 2 * hidden)
         if mask is not None:
-            x = x * mask[:, None, :]
-        x, gate = self.depth_conv(x).chunk(2, dim=1)  # (B, hidden, T) each
-        return self.point_conv(x * F.silu(gate)).transpose(1, 2)  # type: ignore[no-any-return]
+            x = x * mask[..., None]
+        x, gate = self.depth_conv(x.mT).mT.chunk(2, dim=-1)  # (B, T, hidden) each
+        return pointwise(self.point_conv.conv, x * F.silu(gate))
+
+
+def pointwise(conv: nn.Module, x: Tensor) -> Tensor:
+    """A convolution that sees one position at a time, on (B, T, C): as a matrix product, which CPUs do faster."""
+    assert isinstance(conv, nn.Conv1d | nn.Conv2d)
+    return F.linear(x, conv.weight.flatten(1), conv.bias)
 
 
 class TransformerBlock(nn.Module):
@@ -130,7 +140,7 @@ class TransformerBlock(nn.Module):
         x = x + gate_attn * self.attn(modulate(normed, shift_attn, scale_attn), rotation, mask)
         x = x + self.cross_attn(x, context, rotation, context_mask, query_scale)
         normed = F.rms_norm(x, (x.shape[-1],), eps=NORM_EPS)
-        return x + gate_ff * self.ff(modulate(normed, shift_ff, scale_ff), mask)  # type: ignore[no-any-return]
+        return x + gate_ff * self.ff(modulate(normed, shift_ff, scale_ff), mask)
 
 
 class PatchEmbedding(nn.Module):
@@ -139,22 +149,18 @@ class PatchEmbedding(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         channels, height = config.in_channels, config.latent_height
-        self.early_conv_layers = nn.ModuleList(
-            [
-                nn.Conv2d(channels, config.patch_channels, (height, 1)),
-                nn.GroupNorm(GROUP_NORM_GROUPS, config.patch_channels, eps=NORM_EPS),
-                nn.Conv2d(config.patch_channels, config.dim, 1),
-            ]
-        )
+        expand = nn.Conv2d(channels, config.patch_channels, (height, 1))
+        norm = nn.GroupNorm(GROUP_NORM_GROUPS, config.patch_channels, eps=NORM_EPS)
+        contract = nn.Conv2d(config.patch_channels, config.dim, 1)
+        self.early_conv_layers = nn.Sequential(expand, norm, contract)
 
     def forward(self, latents: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, channels, height, T) to (B, T, dim). The group norm's statistics leave padded frames out."""
         expand, norm, contract = self.early_conv_layers
-        columns = latents.flatten(1, 2)  # (B, channels * height, T)
-        x = F.conv1d(columns, expand.weight.flatten(1).unsqueeze(-1), expand.bias)  # (B, patch_channels, T)
+        assert isinstance(norm, nn.GroupNorm)
+        x = pointwise(expand, latents.flatten(1, 2).mT).mT  # (B, patch_channels, T)
         x = norm(x) if mask is None else masked_group_norm(x, norm, mask)
-        x = F.linear(x.transpose(1, 2), contract.weight.flatten(1), contract.bias)  # (B, T, dim)
-        return x
+        return pointwise(contract, x.mT)  # (B, T, dim)
 
 
 def masked_group_norm(x: Tensor, norm: nn.GroupNorm, mask: Tensor) -> Tensor:
@@ -178,7 +184,9 @@ class FinalLayer(nn.Module):
     def forward(self, x: Tensor, embedded_timestep: Tensor) -> Tensor:
         """(B, T, dim) to (B, channels, height, T)."""
         shift, scale = (self.scale_shift_table + embedded_timestep[:, None]).unsqueeze(2).unbind(1)  # (B, 1, dim) each
-        x = self.linear(modulate(F.rms_norm(x, (x.shape[-1],), eps=NORM_EPS), shift, scale))  # (B, T, height * channels)
+        x = self.linear(
+            modulate(F.rms_norm(x, (x.shape[-1],), eps=NORM_EPS), shift, scale)
+        )  # (B, T, height * channels)
         return x.unflatten(-1, (-1, self.out_channels)).permute(0, 3, 2, 1).contiguous()
 
 
@@ -194,7 +202,7 @@ class TimestepEmbedding(nn.Module):
         frequency = torch.exp(-math.log(10_000.0) * torch.arange(half, device=timestep.device).float() / half)
         angles = timestep.float()[:, None] * frequency  # (B, half)
         sinusoids = torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.linear_1.weight.dtype)
-        return self.linear_2(F.silu(self.linear_1(sinusoids)))  # type: ignore[no-any-return]
+        return self.linear_2(F.silu(self.linear_1(sinusoids)))
 
 
 @dataclass(frozen=True)
@@ -258,7 +266,8 @@ class Transformer(nn.Module):
         lyric_mask: Tensor,
         lyric_query_scale: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Hidden states (B, 1 + L + N, dim) of speaker, prompt and lyrics in this order, and their mask, true where real.
+        """Hidden states (B, 1 + L + N, dim) of speaker, prompt and lyrics in this order, and their mask, true where
+        real.
 
         text (B, L, text_dim), speaker (B, 512), lyric_ids (B, N) int64; masks (B, L) and (B, N), nonzero where real.
         `lyric_query_scale` (B,) weakens the lyric encoder's attention row by row (entropy-rectifying guidance).
@@ -272,7 +281,7 @@ class Transformer(nn.Module):
         return torch.cat(parts, dim=1), torch.cat([spoken, text_mask.bool(), lyric_mask], dim=1)
 
     def prepare_context(self, hidden: Tensor, mask: Tensor) -> Context:
-        """Keys and values of every block for hidden states (B, C, dim) with mask (B, C): once per request, not per step."""
+        """Keys and values of every block for hidden states (B, C, dim) with mask (B, C): needed once a request."""
         rotation = self._rotation(hidden.shape[1], hidden.device)
         pairs = tuple(block.cross_attn.project_context(hidden, rotation) for block in self._blocks)
         return Context(pairs, None if bool(mask.all()) else mask)
@@ -287,8 +296,8 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """Velocity (B, 8, 16, T) of noisy latents (B, 8, 16, T) at timesteps (B,) in 0..1000.
 
-        `mask` (B, T) is true at frames of the song, None if there is no padding; padded frames of the answer mean nothing.
-        `query_scale` (B,) weakens the cross-attention of the blocks in `ERG_BLOCKS` row by row.
+        `mask` (B, T) is true at frames of the song, None if there is no padding; padded frames of the answer mean
+        nothing. `query_scale` (B,) weakens the cross-attention of the blocks in `ERG_BLOCKS` row by row.
         """
         embedded = self.timestep_embedder(timestep)  # (B, dim)
         modulation = self.t_block(embedded).unflatten(-1, (6, -1))  # (B, 6, dim)
@@ -297,7 +306,7 @@ class Transformer(nn.Module):
         for i, (block, key_value) in enumerate(zip(self._blocks, context.key_values, strict=True)):
             scale = query_scale if i in ERG_BLOCKS else None
             x = block(x, modulation, key_value, rotation, mask, context.mask, scale)
-        return self.final_layer(x, embedded)  # type: ignore[no-any-return]
+        return self.final_layer(x, embedded)
 
     @property
     def _blocks(self) -> Sequence[TransformerBlock]:

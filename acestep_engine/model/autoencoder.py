@@ -1,0 +1,124 @@
+"""Stereo audio to latents and back: resampling, log-mel, the DC autoencoder, the vocoder.
+
+Audio (2, N) at any rate -> 44.1 kHz -> log-mel (2, 128, 8T) -> latents (8, 16, T), one latent frame per 4096 samples.
+The two stereo channels are the two image channels of the autoencoder, and a batch of two for the vocoder.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderDC
+from torch import Tensor
+
+from acestep_engine.errors import AudioError, CheckpointError
+from acestep_engine.model.loading import load_weights, read_config
+from acestep_engine.model.mel import LogMel, MelConfig
+from acestep_engine.model.resampling import Resampler
+from acestep_engine.model.vocoder import Vocoder, VocoderConfig
+from acestep_engine.params import MEL_FRAMES_PER_LATENT, MEL_HOP_SAMPLES, MODEL_SAMPLE_RATE_HZ
+
+LATENT_CHANNELS, LATENT_HEIGHT = 8, 16
+SAMPLES_PER_LATENT = MEL_HOP_SAMPLES * MEL_FRAMES_PER_LATENT
+
+# The published normalisation: log-mel in [-11, 3] becomes [-1, 1], latents get unit variance.
+MEL_MIN, MEL_MAX = -11.0, 3.0
+LATENT_SHIFT, LATENT_SCALE = -1.9091, 0.1786
+
+
+class MusicAutoencoder:
+    """The autoencoder and the vocoder of one checkpoint on one device, for inference."""
+
+    def __init__(
+        self, dcae: AutoencoderDC, vocoder: Vocoder, mel: LogMel, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.dcae = dcae.to(memory_format=torch.channels_last)  # up to three times faster on a CPU
+        self.vocoder = vocoder
+        self.mel = mel.to(device)
+        self.device = device
+        self.dtype = dtype
+        self.resample = Resampler(device)
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device, dtype: torch.dtype) -> "MusicAutoencoder":
+        """Load `music_dcae_f8c8` and `music_vocoder` of a checkpoint folder.
+
+        Raises CheckpointError if a file is missing, broken, or not of a model for 44.1 kHz stereo.
+        """
+        vocoder_config = read_config(folder / "music_vocoder")
+        dcae = build_dcae(read_config(folder / "music_dcae_f8c8"))
+        vocoder = build_vocoder(vocoder_config)
+        mel_config = MelConfig.from_dict(vocoder_config)
+        if mel_config.sampling_rate != MODEL_SAMPLE_RATE_HZ or mel_config.hop_length != MEL_HOP_SAMPLES:
+            raise CheckpointError(
+                f"music_vocoder works at {mel_config.sampling_rate} Hz with a hop of {mel_config.hop_length}, "
+                f"expected {MODEL_SAMPLE_RATE_HZ} Hz and {MEL_HOP_SAMPLES}"
+            )
+        load_weights(dcae, folder / "music_dcae_f8c8", device=device, dtype=dtype)
+        load_weights(vocoder, folder / "music_vocoder", unused=Vocoder.unused, device=device, dtype=dtype)
+        return cls(dcae, vocoder, LogMel(mel_config), device, dtype)
+
+    @torch.inference_mode()
+    def encode(self, audio: Tensor, sample_rate_hz: int) -> Tensor:
+        """Stereo audio (2, N) to latents (8, 16, ceil(N44 / 4096)), float32, where N44 is N at 44.1 kHz.
+
+        Silence is appended up to a whole latent frame. Raises AudioError if the audio is empty or not stereo.
+        """
+        if audio.ndim != 2 or audio.shape[0] != 2 or audio.shape[1] == 0:
+            raise AudioError(f"audio of shape {tuple(audio.shape)} cannot be encoded, expected (2, N) with N >= 1")
+        signal = self.resample(audio, sample_rate_hz, MODEL_SAMPLE_RATE_HZ)
+        signal = F.pad(signal, (0, -signal.shape[-1] % SAMPLES_PER_LATENT))
+        mel = (self.mel(signal) - MEL_MIN) / (MEL_MAX - MEL_MIN)  # (2, 128, 8T), mostly in [0, 1]
+        image = ((mel - 0.5) / 0.5).to(self.dtype)
+        latents: Tensor = self.dcae.encoder(_channels_last(image[None]))[0].float()  # (8, 16, T)
+        return (latents - LATENT_SHIFT) * LATENT_SCALE
+
+    @torch.inference_mode()
+    def latents_to_mel(self, latents: Tensor) -> Tensor:
+        """Latents (8, 16, T) to the log-mel of both channels (2, 128, 8T), float32.
+
+        The decoder attends to all of T: a part decoded alone differs slightly from the same part of a whole.
+        """
+        image = latents.to(self.device, torch.float32) / LATENT_SCALE + LATENT_SHIFT
+        decoded: Tensor = self.dcae.decoder(_channels_last(image[None].to(self.dtype)))[0]
+        mel = decoded.float() * 0.5 + 0.5
+        return mel * (MEL_MAX - MEL_MIN) + MEL_MIN
+
+    @torch.inference_mode()
+    def mel_to_audio(self, mel: Tensor) -> Tensor:
+        """Log-mel (2, 128, T) to stereo audio (2, 512 * T) in [-1, 1] at 44.1 kHz, float32. Convolutions only."""
+        audio: Tensor = self.vocoder(mel.to(self.device, self.dtype)).squeeze(1).float()
+        return audio
+
+
+def build_dcae(config: Mapping[str, Any]) -> AutoencoderDC:
+    """The autoencoder of a config, without weights (on the meta device)."""
+    sizes = {name: value for name, value in config.items() if not name.startswith("_")}
+    try:
+        with torch.device("meta"):
+            dcae = AutoencoderDC(**sizes)
+    except (TypeError, ValueError, LookupError, RuntimeError, ZeroDivisionError) as error:
+        raise CheckpointError(f"music_dcae_f8c8/config.json describes no AutoencoderDC: {error}") from error
+    found = (dcae.config.in_channels, dcae.config.latent_channels, dcae.spatial_compression_ratio)
+    if found != (2, LATENT_CHANNELS, MEL_FRAMES_PER_LATENT):
+        raise CheckpointError(
+            f"music_dcae_f8c8 has {found[0]} channels in, {found[1]} latent channels and compression {found[2]}, "
+            f"expected 2, {LATENT_CHANNELS} and {MEL_FRAMES_PER_LATENT}"
+        )
+    return dcae
+
+
+def build_vocoder(config: Mapping[str, Any]) -> Vocoder:
+    """The vocoder of a config, without weights (on the meta device)."""
+    sizes = VocoderConfig.from_dict(config)
+    try:
+        with torch.device("meta"):
+            return Vocoder(sizes)
+    except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
+        raise CheckpointError(f"music_vocoder/config.json describes no vocoder: {error}") from error
+
+
+def _channels_last(image: Tensor) -> Tensor:
+    return image.contiguous(memory_format=torch.channels_last)

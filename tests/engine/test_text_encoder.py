@@ -1,0 +1,86 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import UMT5Config
+
+from acestep_engine.checkpoint import NANO_PATH
+from acestep_engine.model.loading import check_names
+from acestep_engine.params import ModelSpec
+from acestep_engine.text_encoder import EncodeRequest, LruCache, TextEncoder, build_umt5
+
+
+@pytest.fixture(scope="module")
+def encoder() -> TextEncoder:
+    return TextEncoder.load(ModelSpec("nano", str(NANO_PATH)), device="cpu")
+
+
+def forwards(encoder: TextEncoder) -> list[int]:
+    """The batch sizes of the forwards of UMT5 from now on."""
+    seen: list[int] = []
+    encoder.model.register_forward_hook(
+        lambda module, args, kwargs, output: seen.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    return seen
+
+
+def test_prompts_of_different_lengths_are_encoded_as_if_alone(encoder: TextEncoder) -> None:
+    prompts = ["jazz", "slow jazz piano with brushes and bass", "x"]
+    together = encoder.encode([EncodeRequest(p, "", weaken=True) for p in prompts])
+    for prompt, found in zip(prompts, together, strict=True):
+        alone = TextEncoder(encoder.model, encoder.tokenizer, encoder.lyric_tokenizer, cache_entries=0)
+        expected = alone.encode([EncodeRequest(prompt, "", weaken=True)])[0]
+        for ours, theirs in ((found.text, expected.text), (found.text_weakened, expected.text_weakened)):
+            assert ours is not None
+            assert theirs is not None
+            assert ours.shape == theirs.shape
+            assert np.linalg.norm(ours - theirs) / np.linalg.norm(theirs) < 1e-5
+
+
+def test_a_prompt_is_encoded_once(encoder: TextEncoder) -> None:
+    batches = forwards(encoder)
+    encoder.encode(
+        [EncodeRequest("once only", "la"), EncodeRequest("once only", "lo"), EncodeRequest("and another", "")]
+    )
+    encoder.encode([EncodeRequest("once only", "la")])
+    assert batches == [2]
+
+
+def test_a_weakened_prompt_shares_the_forward_and_differs(encoder: TextEncoder) -> None:
+    batches = forwards(encoder)
+    found = encoder.encode([EncodeRequest("weak and strong", "", weaken=True)])[0]
+    assert batches == [2]
+    assert found.text_weakened is not None
+    assert not np.allclose(found.text, found.text_weakened)
+
+
+def test_a_long_prompt_is_cut_at_256_tokens(encoder: TextEncoder) -> None:
+    assert len(encoder.encode([EncodeRequest("drums " * 400, "")])[0].text) == 256
+
+
+def test_an_empty_prompt_has_at_least_its_end_token(encoder: TextEncoder) -> None:
+    assert len(encoder.encode([EncodeRequest("", "")])[0].text) >= 1
+
+
+def test_no_lyrics_are_one_masked_token(encoder: TextEncoder) -> None:
+    found = encoder.encode([EncodeRequest("x", "")])[0]
+    assert found.lyric_ids.tolist() == [0]
+    assert found.lyric_mask.tolist() == [0]
+
+
+def test_the_least_recently_used_entry_leaves_the_cache() -> None:
+    cache: LruCache[str, int] = LruCache(2)
+    cache.put("a", 1)
+    cache.put("b", 2)
+    assert cache.get("a") == 1
+    cache.put("c", 3)
+    assert (cache.get("a"), cache.get("b"), cache.get("c")) == (1, None, 3)
+
+
+def test_the_published_checkpoint_fits_strictly(golden: Path) -> None:
+    spec = json.loads((golden / "manifest-v1-3.5b.json").read_text())["umt5-base"]
+    with torch.device("meta"):
+        model = build_umt5(UMT5Config.from_dict(spec["config"]))
+    check_names(model, spec["tensors"])

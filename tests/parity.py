@@ -1,0 +1,326 @@
+#!/usr/bin/env python3
+"""Compare the engine with figures of the published pipeline.
+
+    tests/parity.py CHECKPOINT CASES [--only NAME ...]
+
+CHECKPOINT is a folder that tests/golden/make_checkpoint.py wrote, CASES a folder of the form of tests/golden/cases/
+made with the same checkpoint. Prints a line per figure: name, relative error, tolerance, verdict. Exits with 1 if any
+figure fails. A case of a task that the engine does not have yet says so and does not fail.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from acestep_engine import guidance, samplers
+from acestep_engine.audio import AudioLimits, SourceAudio, read_audio
+from acestep_engine.checkpoint import LYRIC_VOCABULARY
+from acestep_engine.decode import decode_latents
+from acestep_engine.engine import Engine
+from acestep_engine.lyrics import LyricTokenizer
+from acestep_engine.model.transformer import Context, Transformer
+from acestep_engine.params import BUILT_TASKS, MODEL_SAMPLE_RATE_HZ, SCHEDULERS, GenerationParams, ModelSpec
+from acestep_engine.samplers import SamplerState
+from acestep_engine.text_encoder import EncodeRequest, TextEncoder
+
+EXACT = 0.0
+MODULE = 1e-5
+GENERATION = 2e-3
+
+# What the figures in guidance.safetensors and schedulers.safetensors were made with.
+APG_SCALE, CFG_SCALE, DOUBLE_SCALES = 15.0, 7.0, (5.0, 1.5)
+WALK_STEPS, WALK_OMEGA, WALK_SEED = 5, 10.0, 3
+
+# Arguments of the published call, and their names here. Its defaults that differ from GenerationParams' follow.
+PUBLISHED_NAMES = {
+    "prompt": "prompt",
+    "lyrics": "lyrics",
+    "audio_duration": "duration_s",
+    "infer_step": "steps",
+    "scheduler_type": "scheduler",
+    "cfg_type": "cfg_type",
+} | {
+    name: name
+    for name in (field.name for field in fields(GenerationParams))
+    if name.startswith(("guidance", "use_erg"))
+}
+PUBLISHED_NAMES |= {name: name for name in ("omega_scale", "min_guidance_scale", "ref_audio_strength")}
+PUBLISHED_DEFAULTS = {"audio_duration": 60.0, "infer_step": 60, "use_erg_lyric": True}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One comparison. `error` is None where the engine does not have the task yet."""
+
+    name: str
+    error: float | None
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        return self.error is None or self.error <= self.tolerance
+
+    def __str__(self) -> str:
+        if self.error is None:
+            return f"{self.name:44} {'-':>9} {self.tolerance:9.0e}  not built yet"
+        return f"{self.name:44} {self.error:9.2e} {self.tolerance:9.0e}  {'pass' if self.passed else 'FAIL'}"
+
+
+def relative_error(ours: Tensor, golden: Tensor) -> float:
+    """The norm of the difference over the norm of the golden figure; infinite where shapes differ."""
+    if ours.shape != golden.shape:
+        return float("inf")
+    difference = torch.linalg.vector_norm(ours.double() - golden.double())
+    scale = torch.linalg.vector_norm(golden.double())
+    return (difference / scale).item() if scale > 0 else difference.item()
+
+
+def inequality(ours: Any, golden: Any) -> float:
+    """0 if both are equal, else 1: for what has to be equal exactly."""
+    same = torch.equal(ours, golden) if isinstance(golden, Tensor) else ours == golden
+    return 0.0 if same else 1.0
+
+
+class Comparison:
+    """A checkpoint beside the figures made with it. Models are loaded when the first figure needs them."""
+
+    def __init__(self, checkpoint: Path, cases: Path) -> None:
+        self.checkpoint = checkpoint
+        self.cases = cases
+        self.spec = ModelSpec("parity", str(checkpoint), precision="float32")
+
+    @cached_property
+    def engine(self) -> Engine:
+        return Engine.load(self.spec, device="cpu")
+
+    @cached_property
+    def text_encoder(self) -> TextEncoder:
+        return TextEncoder.load(self.spec, device="cpu")
+
+    def families(self) -> dict[str, Callable[[], Iterator[Figure]]]:
+        """What can be compared with the files that are there, by the first part of the figures' names."""
+        files = {
+            "lyrics": ("lyric_tokens.json", self.lyrics),
+            "text_encoder": ("text_encoder.safetensors", self.prompts),
+            "transformer": ("transformer.safetensors", self.transformer),
+            "schedulers": ("schedulers.safetensors", self.schedulers),
+            "guidance": ("guidance.safetensors", self.guidance),
+            "autoencoder": ("autoencoder.safetensors", self.autoencoder),
+            "overlapped_decode": ("overlapped_decode_every16th.safetensors", self.overlapped_decode),
+            "pipeline": ("pipeline_cases.json", self.pipeline),
+        }
+        return {name: figures for name, (file, figures) in files.items() if (self.cases / file).is_file()}
+
+    def figures(self, only: list[str]) -> Iterator[Figure]:
+        """All figures whose name starts with, or ends in, one of `only`; all of them if it is empty."""
+        for family, figures in self.families().items():
+            if only and not any(name.startswith(family) or name in self._members(family) for name in only):
+                continue
+            for figure in figures():
+                parts = figure.name.split(".")
+                if not only or any(figure.name.startswith(name) or name in parts for name in only):
+                    yield figure
+
+    def _members(self, family: str) -> set[str]:
+        """Names that select single pipeline cases without their family."""
+        return set(self._json("pipeline_cases.json")) if family == "pipeline" else set()
+
+    def _json(self, name: str) -> Any:
+        return json.loads((self.cases / name).read_text(encoding="utf-8"))
+
+    def _tensors(self, name: str) -> dict[str, Tensor]:
+        return load_file(self.cases / f"{name}.safetensors")
+
+    def lyrics(self) -> Iterator[Figure]:
+        tokenizer = LyricTokenizer.load(self.checkpoint / LYRIC_VOCABULARY)
+        golden = self._json("lyric_tokens.json")
+        for number, line in enumerate(golden["lines"]):
+            ids = tokenizer.encode_line(line["line"], line["language"])
+            yield Figure(f"lyrics.line.{number}.{line['language']}", inequality(list(ids), line["ids"]), EXACT)
+        song = tokenizer.encode(golden["song"]["lyrics"])
+        yield Figure("lyrics.song", inequality(list(song.ids), golden["song"]["ids"]), EXACT)
+
+    def prompts(self) -> Iterator[Figure]:
+        golden = self._tensors("text_encoder")
+        requests = [EncodeRequest(prompt, "", weaken=True) for prompt in self._json("text_encoder.json")]
+        for number, found in enumerate(self.text_encoder.encode(requests)):
+            length = int(golden["mask"][number].sum())
+            yield Figure(f"text_encoder.length.{number}", inequality(len(found.text), length), EXACT)
+            assert found.text_weakened is not None
+            for name, states in (("hidden", found.text), ("hidden_weakened", found.text_weakened)):
+                error = relative_error(torch.tensor(states), golden[name][number, :length])
+                yield Figure(f"text_encoder.{name}.{number}", error, MODULE)
+
+    @torch.inference_mode()
+    def transformer(self) -> Iterator[Figure]:
+        golden = self._tensors("transformer")
+        model = self.engine.transformer
+        inputs = (golden[name] for name in ("text_hidden_states", "text_mask", "speaker", "lyric_ids", "lyric_mask"))
+        hidden, mask = model.encode_context(*inputs)
+        yield Figure(
+            "transformer.encoder_hidden_states", relative_error(hidden, golden["encoder_hidden_states"]), MODULE
+        )
+        yield Figure("transformer.encoder_mask", inequality(mask, golden["encoder_mask"].bool()), EXACT)
+        latents, timestep = golden["latents"], golden["timestep"]
+        context = model.prepare_context(hidden, mask)
+        full = model(latents, timestep, context)
+        yield Figure("transformer.velocity_full", relative_error(full, golden["velocity_full"]), MODULE)
+        single = model(latents[:1], timestep[:1], model.prepare_context(hidden[:1], mask[:1]))
+        yield Figure("transformer.velocity_single", relative_error(single, golden["velocity_single"]), MODULE)
+        frames = golden["latent_mask_ragged"].bool()  # (B, T)
+        ragged = with_leaking_padding(model, latents, timestep, context, frames)
+        real = frames[:, None, None, :].expand_as(ragged)
+        yield Figure(
+            "transformer.velocity_ragged", relative_error(ragged[real], golden["velocity_ragged"][real]), MODULE
+        )
+
+    def schedulers(self) -> Iterator[Figure]:
+        golden = self._tensors("schedulers")
+        for kind in SCHEDULERS:
+            for count in sorted(
+                int(name.rsplit(".", 1)[1]) for name in golden if name.startswith(f"{kind}.timesteps.")
+            ):
+                schedule = samplers.make_schedule(kind, count)
+                timesteps = inequality(schedule.timesteps, golden[f"{kind}.timesteps.{count}"])
+                yield Figure(f"schedulers.{kind}.timesteps.{count}", timesteps, EXACT)
+                sigmas = inequality(schedule.sigmas, golden[f"{kind}.sigmas.{count}"])
+                yield Figure(f"schedulers.{kind}.sigmas.{count}", sigmas, EXACT)
+            schedule = samplers.make_schedule(kind, WALK_STEPS)
+            generator = torch.Generator().manual_seed(WALK_SEED)
+            state = SamplerState(golden[f"{kind}.walk.start"][0])
+            walked = []
+            for velocity in golden[f"{kind}.walk.velocities"]:
+                state = samplers.step(kind, schedule, state, velocity[0], WALK_OMEGA, generator)
+                walked.append(state.latents)
+            error = relative_error(torch.stack(walked), golden[f"{kind}.walk.samples"][:, 0])
+            yield Figure(f"schedulers.{kind}.walk", error, MODULE)
+
+    def guidance(self) -> Iterator[Figure]:
+        golden = {
+            name: value.squeeze(1) if value.dim() == 5 else value[0]
+            for name, value in self._tensors("guidance").items()
+        }
+        conditioned, unconditioned = golden["cond"], golden["uncond"]  # (steps, 8, 16, T)
+        momentum = None
+        guided, star = [], []
+        for index, (cond, uncond) in enumerate(zip(conditioned, unconditioned, strict=True)):
+            velocity, momentum = guidance.apg(cond, uncond, APG_SCALE, momentum)
+            guided.append(velocity)
+            star.append(guidance.cfg_star(cond, uncond, CFG_SCALE, index))
+        yield Figure("guidance.apg", relative_error(torch.stack(guided), golden["apg"]), MODULE)
+        yield Figure("guidance.cfg_star", relative_error(torch.stack(star), golden["cfg_star"]), MODULE)
+        plain = guidance.cfg(conditioned[0], unconditioned[0], CFG_SCALE)
+        yield Figure("guidance.cfg", relative_error(plain, golden["cfg"]), MODULE)
+        double = guidance.double(conditioned[0], golden["only_text"], unconditioned[0], *DOUBLE_SCALES)
+        yield Figure("guidance.double", relative_error(double, golden["double"]), MODULE)
+
+    @torch.inference_mode()
+    def autoencoder(self) -> Iterator[Figure]:
+        golden = self._tensors("autoencoder")
+        codec = self.engine.autoencoder
+        yield Figure("autoencoder.mel", relative_error(codec.mel(golden["mel_in"]), golden["mel"]), MODULE)
+        for rate_hz, name in ((48_000, "48"), (22_050, "22")):
+            latents = codec.encode(golden[f"audio{name}"][0], rate_hz)
+            yield Figure(f"autoencoder.latents{name}", relative_error(latents, golden[f"latents{name}"][0]), MODULE)
+        for rate_hz, name in ((48_000, "48"), (MODEL_SAMPLE_RATE_HZ, "44")):
+            audio = decode_latents(codec, golden["decode_latents"][0], overlapped=False, sample_rate_hz=rate_hz)
+            yield Figure(
+                f"autoencoder.decode_audio{name}", relative_error(audio, golden[f"decode_audio{name}"]), MODULE
+            )
+
+    @torch.inference_mode()
+    def overlapped_decode(self) -> Iterator[Figure]:
+        golden = self._tensors("overlapped_decode_every16th")
+        audio = decode_latents(self.engine.autoencoder, golden["latents"][0], overlapped=True)
+        yield Figure("overlapped_decode.audio", relative_error(audio[:, ::16], golden["audio"]), MODULE)
+
+    def pipeline(self) -> Iterator[Figure]:
+        for name, case in self._json("pipeline_cases.json").items():
+            task = "audio2audio" if case.get("audio2audio_enable") else case.get("task", "text2music")
+            golden = self._tensors(f"pipeline_{name}")
+            if task not in BUILT_TASKS:
+                yield Figure(f"pipeline.{name}", None, GENERATION)
+                continue
+            params = published_params(case, task)
+            request = EncodeRequest(params.prompt, params.lyrics, weaken=params.weakens_text)
+            conditioning = self.text_encoder.encode([request])[0]
+            song = self.engine.generate(params, conditioning, self._source(case))
+            yield Figure(
+                f"pipeline.{name}", relative_error(torch.tensor(song.latents), golden["latents"][0]), GENERATION
+            )
+            if "audio" in golden:
+                error = relative_error(torch.tensor(song.audio), golden["audio"])
+                yield Figure(f"pipeline.{name}.audio", error, GENERATION)
+
+    def _source(self, case: dict[str, Any]) -> SourceAudio | None:
+        file = case.get("ref_audio_input") or case.get("src_audio_path")
+        return read_audio((self.cases / file).read_bytes(), AudioLimits()) if file else None
+
+
+def published_params(case: dict[str, Any], task: str) -> GenerationParams:
+    """The parameters that arguments of the published call stand for."""
+    case = PUBLISHED_DEFAULTS | case
+    known = {ours: case[theirs] for theirs, ours in PUBLISHED_NAMES.items() if theirs in case}
+    seeds = case["manual_seeds"]
+    first_seed = int(seeds[0] if isinstance(seeds, list) else str(seeds).split(",")[0])
+    oss_steps = tuple(int(step) for step in (case.get("oss_steps") or "").split(",") if step)
+    return GenerationParams(task=task, seed=first_seed, oss_steps=oss_steps, **known)
+
+
+def with_leaking_padding(
+    model: Transformer, latents: Tensor, timestep: Tensor, context: Context, frames: Tensor
+) -> Tensor:
+    """The velocity of a padded batch as the published code has it.
+
+    There, padded frames are masked in the attentions only: they enter the group norm and leak through the
+    convolutions. Ours keep them out, so that a song does not hear its neighbours; to compare with the published
+    figure, hooks let them in.
+    """
+
+    def nothing_attended(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        return torch.where(frames[..., None], output, module.to_out[0].bias)
+
+    def unmasked(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, None]:
+        return args[0], None
+
+    hooks = [model.proj_in.register_forward_pre_hook(unmasked)]
+    for block in model.transformer_blocks:
+        hooks += [attention.register_forward_hook(nothing_attended) for attention in (block.attn, block.cross_attn)]
+        hooks.append(block.ff.register_forward_pre_hook(unmasked))
+    try:
+        velocity: Tensor = model(latents, timestep, context, mask=frames)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return velocity
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", type=Path, help="a folder that make_checkpoint.py wrote")
+    parser.add_argument("cases", type=Path, help="a folder of the form of tests/golden/cases/")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="families, cases or figures to compare")
+    args = parser.parse_args()
+    failed = compared = 0
+    for figure in Comparison(args.checkpoint, args.cases).figures(args.only):
+        print(figure, flush=True)
+        compared += 1
+        failed += not figure.passed
+    if not compared:
+        print(f"nothing to compare: no figure in {args.cases} is named {' or '.join(args.only) or 'as expected'}")
+        return 1
+    print(f"{compared} figures, {failed} failed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
