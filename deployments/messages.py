@@ -1,6 +1,6 @@
 """What crosses a deployment handle: small frozen dataclasses, and large arrays by reference.
 
-Bytes travel as one-dimensional uint8 arrays, because numpy crosses Ray's object store without a copy and `bytes` does not.
+Bytes travel as one-dimensional uint8 arrays: numpy crosses Ray's object store without a copy, `bytes` does not.
 """
 
 from dataclasses import dataclass, field
@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from acestep_engine.params import AudioFormat, GenerationParams, Progress, Timings
+
+JOB_MANAGER = "JobManager"  # its name among the deployments
 
 ByteArray = npt.NDArray[np.uint8]
 
@@ -22,7 +24,7 @@ ENDED: tuple[Status, ...] = ("completed", "failed")
 class Submission:
     """One accepted request, complete: nothing about it is decided later.
 
-    `request_json` is the request as a client would POST it again to get the same music: seed and duration are filled in.
+    `request_json` is the request as a client would POST it again for the same music: seed and duration are filled in.
     `source` is the uploaded audio file, still encoded, already checked.
     """
 
@@ -141,7 +143,8 @@ class ServiceError(Exception):
     ├── JobFailedError        its result was asked for, and there is none
     ├── JobEndedError         it cannot be cancelled any more
     ├── QueueFullError
-    └── ModelUnavailableError the asked model is not configured or cannot be loaded
+    ├── ModelUnavailableError the asked model is not configured or cannot be loaded
+    └── StorageError          the job store or its disk cannot be written just now; nothing was accepted
     """
 
 
@@ -175,3 +178,6 @@ class QueueFullError(ServiceError):
 
 
 class ModelUnavailableError(ServiceError): ...
+
+
+class StorageError(ServiceError): ...

@@ -5,11 +5,15 @@ A key that is not listed here is refused at start, with its name.
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Megabytes = Annotated[int, Field(ge=1, le=65_536)]
+LogLevel = Annotated[
+    Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"],
+    BeforeValidator(lambda value: value.upper() if isinstance(value, str) else value),
+]
 
 
 class Section(BaseModel):
@@ -50,7 +54,7 @@ class Limits(Section):
 
 class JobSettings(Section):
     sync_wait_s: Annotated[float, Field(gt=0)] = 120.0  # the longest a synchronous route waits before it answers 202
-    job_timeout_s: Annotated[float, Field(gt=0)] = 600.0  # from start to end of one job
+    job_timeout_s: Annotated[float, Field(gt=0)] = 600.0  # from start to end of one attempt at a song
     result_ttl_s: Annotated[float, Field(gt=0)] = 24 * 3600.0
     row_ttl_s: Annotated[float, Field(gt=0)] = 7 * 24 * 3600.0
 
@@ -76,6 +80,8 @@ class Settings(Section):
     output_dir: Path = Field(default_factory=lambda: Path(os.environ.get("ACE_OUTPUT_DIR", "./outputs")))
     state_dir: Path = Path("./.acestep")  # the job store, results and latents
     audio_root: Path | None = None  # where ref_audio_input may name files; None: nowhere
-    admin_key: str | None = Field(default_factory=lambda: os.environ.get("ACESTEP_ADMIN_KEY"))  # None: /initialize is off...
+    admin_key: str | None = Field(
+        default_factory=lambda: os.environ.get("ACESTEP_ADMIN_KEY")
+    )  # None: /initialize is off...
     admin_open: bool = False  # ...unless this says that anyone may administer (a laptop)
-    log_level: str = Field(default_factory=lambda: os.environ.get("LOG_LEVEL", "INFO"))
+    log_level: LogLevel = Field(default_factory=lambda: os.environ.get("LOG_LEVEL", "INFO"), validate_default=True)

@@ -1,0 +1,170 @@
+"""The HTTP application, and the Serve deployment that runs it. Ray is used here and nowhere else on the HTTP side."""
+
+import asyncio
+import importlib.metadata
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from acestep_engine.errors import EngineError
+from deployments.messages import AudioFile, JobView, QueueStatus, ServiceError, ServiceStatus, Submission
+from serve_app import errors, openapi
+from serve_app.errors import BackendFailedError, BackendUnavailableError
+from serve_app.printable import printable
+from serve_app.routes import admin, generate, jobs, uploads
+from serve_app.service import JobManagerClient, Service, StatusWatch
+from serve_app.settings import Settings
+
+logger = logging.getLogger("ray.serve.acestep")  # Ray Serve's handlers write it
+
+CLIENT_CLOSED = 499  # in the log only: nobody is there to be answered
+
+
+def package_version() -> str:
+    """The installed version; a checkout that runs without installation has none."""
+    try:
+        return importlib.metadata.version("acestep-serve")
+    except importlib.metadata.PackageNotFoundError:
+        return "source"
+
+
+class RequestFrame:
+    """Gives every request an id, answers it as X-Request-ID, and writes one line to the log.
+
+    Behind Ray Serve's proxy the id is the one the proxy gave (or passed on). The proxy answers that id itself, beside
+    whatever header we send, so that only an id that differs from it is sent from here.
+    """
+
+    def __init__(self, app: ASGIApp, *, behind_proxy: bool) -> None:
+        self._app = app
+        self._behind_proxy = behind_proxy
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        foreign = self._behind_proxy and jobs.REQUEST_ID.fullmatch(given) is not None
+        request_id = given if foreign else uuid.uuid4().hex
+        scope.setdefault("state", {}).update(request_id=request_id, request_id_is_foreign=foreign)
+        started, status = time.perf_counter(), 500
+
+        async def send_framed(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                answered = headers.setdefault("X-Request-ID", request_id)
+                if self._behind_proxy and answered == given:
+                    del headers["X-Request-ID"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_framed)
+        except asyncio.CancelledError:
+            status = CLIENT_CLOSED
+            raise
+        finally:
+            elapsed_ms = (time.perf_counter() - started) * 1000
+            where = printable(f"{scope['method']} {scope['path']}", 120)
+            logger.info("%s %s %d %.0f ms", request_id, where, status, elapsed_ms)
+
+
+def create_app(settings: Settings, job_manager: JobManagerClient, *, behind_proxy: bool = False) -> FastAPI:
+    """The application over any JobManager. `behind_proxy`: Ray Serve's, which answers X-Request-ID itself."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        service = Service(settings, job_manager, StatusWatch(job_manager))
+        app.state.service = service
+        watching = service.spawn(service.watch.run())
+        yield
+        watching.cancel()
+
+    app = FastAPI(
+        title="ACE-Step music generation",
+        version=package_version(),
+        description=openapi.DESCRIPTION,
+        openapi_tags=openapi.TAGS,
+        lifespan=lifespan,
+    )
+    app.add_middleware(RequestFrame, behind_proxy=behind_proxy)
+    for router in (generate.router, uploads.router, jobs.router, admin.router):
+        app.include_router(router)
+    errors.install(app)
+    openapi.install(app)
+    return app
+
+
+class HandleClient:
+    """A JobManagerClient over the deployment's handle; what Ray wraps or raises itself becomes our exceptions."""
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        self._handle = handle
+
+    async def _call(self, method: str, *arguments: object) -> Any:
+        try:
+            return await getattr(self._handle, method).remote(*arguments)
+        except RayTaskError as error:
+            if isinstance(error.cause, ServiceError | EngineError):
+                raise error.cause from None
+            raise BackendFailedError(f"{method}: {type(error.cause).__name__}") from error
+        except (RayError, RayServeException) as error:  # dead, full, not deployed, cancelled on its way
+            raise BackendUnavailableError(f"{method}: {type(error).__name__}") from error
+
+    async def submit(self, submission: Submission) -> JobView:
+        view: JobView = await self._call("submit", submission)
+        return view
+
+    async def status(self, request_id: str) -> JobView:
+        view: JobView = await self._call("status", request_id)
+        return view
+
+    async def wait(self, request_id: str, timeout_s: float) -> JobView:
+        view: JobView = await self._call("wait", request_id, timeout_s)
+        return view
+
+    async def result(self, request_id: str) -> AudioFile:
+        file: AudioFile = await self._call("result", request_id)
+        return file
+
+    async def cancel(self, request_id: str) -> JobView:
+        view: JobView = await self._call("cancel", request_id)
+        return view
+
+    async def queue_status(self) -> QueueStatus:
+        queue: QueueStatus = await self._call("queue_status")
+        return queue
+
+    async def service_status(self) -> ServiceStatus:
+        status: ServiceStatus = await self._call("service_status")
+        return status
+
+    async def initialize(self, name: str | None, options: dict[str, bool]) -> ServiceStatus:
+        status: ServiceStatus = await self._call("initialize", name, options)
+        return status
+
+
+@serve.deployment(max_ongoing_requests=1_000)
+@serve.ingress()
+class Ingress:
+    """One replica of the HTTP side. Holds no state that another replica would need."""
+
+    def __init__(self, settings: Settings, job_manager: DeploymentHandle) -> None:
+        self._settings = settings
+        self._job_manager = HandleClient(job_manager)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """Called by Ray Serve once, in the replica."""
+        return create_app(self._settings, self._job_manager, behind_proxy=True)

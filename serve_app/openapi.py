@@ -1,0 +1,241 @@
+"""What /docs says: the schema of every answer, and of the bodies, which we parse ourselves.
+
+The answers are built as plain dictionaries where they are sent; these models describe them, and the tests hold every
+answer against its model.
+"""
+
+import copy
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel, ConfigDict, Field
+
+from acestep_engine.params import AudioFormat
+from deployments.messages import Outcome, Status
+from serve_app.schemas import GenerateRequest, InitializeRequest
+
+DESCRIPTION = """\
+Makes music from a description and lyrics, or from a song of yours, with the ACE-Step v1 model.
+
+**Wait for it:** `POST /generate_music_direct` answers the audio, `POST /generate_music` where it was saved.
+**Or queue it:** `POST /generate_music_async`, then `GET /status/{request_id}` until `completed`, then
+`GET /result/{request_id}`.
+
+Every generating route takes the same fields, as JSON, as a form or as multipart, and every field has a default. The
+same `manual_seeds` and fields make the same music: `params_json` in an answer can be posted again as it is.
+
+Errors are `application/problem+json` with a stable `code`; wrong fields are listed under `errors`.
+"""
+
+TAGS = [
+    {"name": "Generate", "description": "Music from words."},
+    {"name": "Generate from audio", "description": "Music from a song you upload."},
+    {"name": "Jobs", "description": "Follow, fetch and cancel what was queued."},
+    {"name": "Service", "description": "Health, the model, ideas."},
+]
+
+Seed = int | str  # text where JSON readers would round the number
+
+
+class Answer(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Accepted(Answer):
+    """The job is accepted and goes on; `Location` says where to ask for it."""
+
+    success: bool
+    request_id: str
+    status: str = Field(description="queued; or pending or processing, when the server waited for it in vain")
+    message: str
+
+
+class Generated(Answer):
+    """A finished song."""
+
+    success: bool
+    request_id: str
+    status: Status
+    audio_path: str | None = Field(description="Where the server saved it; null for routes that save no file.")
+    audio_url: str
+    format: AudioFormat
+    seed: Seed
+    params_json: dict[str, Any] = Field(description="The complete request. POST it again for the same music.")
+    model: str
+    device: str
+    duration_s: float
+    audio_bytes: int
+    timings: dict[str, float]
+
+
+class JobProgress(Answer):
+    stage: str
+    step: int
+    steps: int
+
+
+class Job(Answer):
+    """A job as it stands. Times are Unix seconds."""
+
+    request_id: str
+    status: Status
+    outcome: Outcome | None = Field(description="How it ended; null while it has not.")
+    created_at: float
+    started_at: float | None
+    completed_at: float | None
+    position: int | None = Field(description="How many waiting jobs come before it.")
+    progress: JobProgress | None
+    format: AudioFormat
+    seed: Seed
+    params_json: dict[str, Any]
+    error: str | None
+    error_code: str | None
+    result: Generated | None = Field(None, description="Only when completed.")
+
+
+class Queue(Answer):
+    queue_size: int = Field(description="Jobs that wait.")
+    status_counts: dict[Status, int]
+    total_requests: int
+
+
+class Cancelled(Answer):
+    success: bool
+    request_id: str
+    status: Status
+    outcome: Outcome | None
+    message: str
+
+
+class Initialized(Answer):
+    success: bool
+    message: str
+    model: str
+    notice: str | None
+
+
+class SampleFields(Answer):
+    prompt: str
+    lyrics: str
+    audio_duration: float
+    infer_step: int
+    guidance_scale: float
+
+
+class SampleData(Answer):
+    success: bool
+    sample: SampleFields
+
+
+class Health(Answer):
+    status: str = Field(description="healthy, starting or unreachable")
+    pipeline_loaded: bool
+    model: str | None
+    notice: str | None = Field(description="What to know about this model, e.g. that it makes noise.")
+    device: str | None
+    replicas: int = Field(description="Generator replicas with a model in memory.")
+    queue_size: int
+    version: str
+
+
+class WrongField(Answer):
+    field: str
+    problem: str
+
+
+class Problem(Answer):
+    """An error (RFC 9457), with the members that older clients read."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    success: bool
+    error_message: str
+    code: str = Field(description="A stable word for programs.")
+    request_id: str
+    errors: list[WrongField] | None = Field(None, description="The wrong fields, when there are any.")
+
+
+Documented = dict[str, Any]
+
+ACCEPTED: Documented = {"model": Accepted, "description": "Accepted; the job goes on."}
+GENERATED: Documented = {"model": Generated, "description": "The song is made."}
+JOB: Documented = {"model": Job, "description": "The job."}
+QUEUE: Documented = {"model": Queue, "description": "The queue."}
+CANCELLED: Documented = {"model": Cancelled, "description": "Cancelled, now or before."}
+INITIALIZED: Documented = {"model": Initialized, "description": "The model is loaded."}
+SAMPLE: Documented = {"model": SampleData, "description": "An idea."}
+HEALTH: Documented = {"model": Health, "description": "Ready (200) or not (503)."}
+
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+AUDIO: Documented = {
+    "description": "The audio, 48 kHz stereo, with `X-Request-ID`, `X-Seed` and `X-Model`.",
+    "content": dict.fromkeys(("audio/wav", "audio/mpeg", "audio/ogg", "audio/flac"), _BINARY),
+}
+
+
+def _problem(description: str) -> Documented:
+    schema = {"$ref": "#/components/schemas/Problem"}
+    return {"description": description, "content": {"application/problem+json": {"schema": schema}}}
+
+
+PROBLEMS: dict[int | str, Documented] = {
+    "4XX": _problem("The request cannot be served as it is; `code` and `errors` say why."),
+    "5XX": _problem("The service cannot serve it now."),
+}
+
+
+def takes(schema: str, *, required: bool = True) -> dict[str, Any]:
+    """`openapi_extra` of a route whose body has the named schema, in every content type that we read."""
+    content = {"schema": {"$ref": f"#/components/schemas/{schema}"}}
+    types = ["application/json", "multipart/form-data", "application/x-www-form-urlencoded"]
+    if schema in ("UploadRequest", "FormRequest"):
+        types = [*types[1:], types[0]]  # the usual one first: /docs shows its form
+    return {"requestBody": {"required": required, "content": dict.fromkeys(types, content)}}
+
+
+def _body_schemas() -> dict[str, Any]:
+    generate = GenerateRequest.model_json_schema()
+    form = copy.deepcopy(generate)
+    form |= {"title": "FormRequest", "description": "A song from a form; `genre` is the prompt."}
+    form["properties"] = {"genre": form["properties"].pop("prompt"), **form["properties"]}
+    form["properties"]["infer_step"]["default"] = 27
+    form["properties"]["audio_duration"]["default"] = -1
+    form["example"] = {"genre": "pop ballad, piano, emotional", "audio_duration": 20, "infer_step": 10}
+    upload = copy.deepcopy(generate)
+    upload |= {"title": "UploadRequest", "description": "A song from yours: one of audio_file and audio_base64."}
+    audio_file = {"type": "string", "format": "binary", "description": "The audio file, as a part of a multipart body."}
+    in_base64 = "The audio file as base64, standard alphabet, padded; a data URI is read too."
+    audio_base64 = {"type": "string", "format": "byte", "description": in_base64}
+    upload["properties"] = {"audio_file": audio_file, "audio_base64": audio_base64, **upload["properties"]}
+    del upload["properties"]["ref_audio_input"], upload["example"]
+    schemas = {"GenerateRequest": generate, "FormRequest": form, "UploadRequest": upload}
+    return schemas | {model.__name__: model.model_json_schema() for model in (InitializeRequest,)}
+
+
+def install(app: FastAPI) -> None:
+    """Make `app.openapi()` carry the bodies that FastAPI does not know."""
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            described = get_openapi(
+                title=app.title,
+                version=app.version,
+                description=app.description,
+                tags=app.openapi_tags,
+                routes=app.routes,
+            )
+            components = described.setdefault("components", {})
+            problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+            nested = problem.pop("$defs", {})
+            components["schemas"] = components.get("schemas", {}) | _body_schemas() | nested | {"Problem": problem}
+            components["securitySchemes"] = {
+                "bearer": {"type": "http", "scheme": "bearer"},
+                "api_key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+            }
+            app.openapi_schema = described
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]

@@ -1,0 +1,164 @@
+"""Answers: a job as JSON, a song as bytes, and which of the two a client asked for."""
+
+import re
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+from acestep_engine.audio import MEDIA_TYPES
+from deployments.messages import AudioFile, ByteArray, JobView
+from serve_app.errors import RETRY_SOON_S, HttpProblem
+from serve_app.printable import printable
+from serve_app.schemas import json_seed
+
+CHUNK_BYTES = 1024 * 1024  # what is copied at a time: a song of 240 s as wav is 46 MB
+QUEUED_MESSAGE = "Request has been queued for processing"
+
+
+def job_url(request: Request, view: JobView, what: str = "status") -> str:
+    return f"{request.scope.get('root_path', '').rstrip('/')}/{what}/{view.request_id}"
+
+
+def accepted_response(request: Request, view: JobView, status: str = "queued", *, preferred: bool = False) -> Response:
+    """202: the job goes on, and Location says where to ask for it."""
+    body = {"success": True, "request_id": view.request_id, "status": status, "message": QUEUED_MESSAGE}
+    headers = {"Location": job_url(request, view), "Retry-After": str(RETRY_SOON_S)}
+    if preferred:
+        headers["Preference-Applied"] = "respond-async"
+    return JSONResponse(body, 202, headers)
+
+
+def result_json(request: Request, view: JobView) -> dict[str, Any]:
+    """A completed job: what /generate_music answers and /status carries under `result`."""
+    body: dict[str, Any] = {
+        "success": True,
+        "request_id": view.request_id,
+        "status": view.status,
+        "audio_path": view.result.audio_path if view.result else None,
+        "audio_url": job_url(request, view, "result"),
+        "format": view.audio_format,
+        "seed": json_seed(view.seed),
+        "params_json": view.request_json,
+    }
+    if view.result is not None:
+        body |= {
+            "model": view.result.model,
+            "device": view.result.device,
+            "duration_s": view.result.duration_s,
+            "audio_bytes": view.result.audio_bytes,
+            "timings": view.result.timings,
+        }
+    return body
+
+
+def status_json(request: Request, view: JobView) -> dict[str, Any]:
+    """A job in any state. `result` is there once it has completed, until it expires."""
+    progress = view.progress
+    body: dict[str, Any] = {
+        "request_id": view.request_id,
+        "status": view.status,
+        "outcome": view.outcome,
+        "created_at": view.created_at,
+        "started_at": view.started_at,
+        "completed_at": view.completed_at,
+        "position": view.position,
+        "progress": {"stage": progress.stage, "step": progress.step, "steps": progress.steps} if progress else None,
+        "format": view.audio_format,
+        "seed": json_seed(view.seed),
+        "params_json": view.request_json,
+        "error": printable(view.error, 500) if view.error else None,
+        "error_code": view.error_code,
+    }
+    if view.result is not None:
+        body["result"] = result_json(request, view)
+    return body
+
+
+def _media_ranges(accept: str) -> dict[str, float]:
+    """An Accept header to the quality of each media range it lists."""
+    ranges: dict[str, float] = {}
+    for part in accept.lower().split(",")[:50]:
+        media, _, parameters = part.partition(";")
+        found = re.search(r"(?:^|;)\s*q=([01](?:\.\d{0,3})?)\s*(?:;|$)", parameters)
+        ranges[media.strip()] = float(found[1]) if found else 1.0
+    return ranges
+
+
+def _quality(ranges: dict[str, float], names: tuple[str, ...]) -> float:
+    return max((ranges[name] for name in names if name in ranges), default=0.0)
+
+
+def wants_audio(request: Request) -> bool:
+    """Whether Accept names audio, and JSON not rather. `*/*` alone does not ask for audio."""
+    ranges = _media_ranges(request.headers.get("accept", ""))
+    audio = max((quality for name, quality in ranges.items() if name.startswith("audio/")), default=0.0)
+    audio = max(audio, ranges.get("application/octet-stream", 0.0))
+    return audio > 0 and audio >= _quality(ranges, ("application/json", "application/*"))
+
+
+def wants_json(request: Request) -> bool:
+    """Whether JSON is asked for where audio is the rule: `?format=json`, or an Accept that likes JSON better."""
+    asked = request.query_params.get("format")
+    if asked is not None:
+        if asked not in ("json", "audio"):
+            raise HttpProblem(422, "invalid_request", f"format: '{printable(asked)}' is neither json nor audio")
+        return asked == "json"
+    ranges = _media_ranges(request.headers.get("accept", "*/*"))
+    audio = [quality for name, quality in ranges.items() if name.startswith("audio/") or name == "*/*"]
+    return _quality(ranges, ("application/json", "application/*")) > max(audio, default=0.0)
+
+
+def _asked_range(header: str | None, size: int) -> tuple[int, int] | None:
+    """A Range header of one range to [start, end); None where the whole file is the answer. Raises HttpProblem 416."""
+    found = re.fullmatch(r"\s*bytes\s*=\s*(\d{0,18})\s*-\s*(\d{0,18})\s*", header or "", re.ASCII | re.IGNORECASE)
+    if found is None or not (found[1] or found[2]):
+        return None  # no range, several of them, or another unit: RFC 9110 lets a server answer with the whole file
+    if found[1] and found[2] and int(found[2]) < int(found[1]):
+        return None  # the last byte before the first: no valid range either
+    if found[1]:
+        start, end = int(found[1]), int(found[2]) + 1 if found[2] else size
+    else:
+        start, end = max(0, size - int(found[2])), size
+    if start >= min(end, size):
+        detail = f"the range starts behind the last of {size} bytes"
+        raise HttpProblem(416, "range_not_satisfiable", detail, headers={"Content-Range": f"bytes */{size}"})
+    return start, min(end, size)
+
+
+async def _chunks(audio: ByteArray, start: int, end: int) -> AsyncIterator[bytes]:
+    for at in range(start, end, CHUNK_BYTES):
+        yield audio[at : min(at + CHUNK_BYTES, end)].tobytes()
+
+
+def audio_response(request: Request, file: AudioFile) -> Response:
+    """The encoded song, or the range of it that was asked for. Raises HttpProblem 416."""
+    view, size = file.view, file.audio.size
+    tag = f'"{view.request_id}"'
+    ranged = request.headers.get("range")
+    if request.headers.get("if-range", tag) != tag:
+        ranged = None
+    asked = _asked_range(ranged, size)
+    start, end = asked or (0, size)
+    headers = {
+        "Content-Type": MEDIA_TYPES[view.audio_format],
+        "Content-Length": str(end - start),
+        "Content-Disposition": f'attachment; filename="{file_name(view)}"',
+        "Accept-Ranges": "bytes",
+        "ETag": tag,
+        "X-Request-ID": view.request_id,
+        "X-Seed": str(view.seed),
+        "X-Model": printable(view.result.model if view.result else "").encode("ascii", "replace").decode(),
+    }
+    if asked:
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+    status = 206 if asked else 200
+    if request.method == "HEAD":
+        return Response(status_code=status, headers=headers)
+    return StreamingResponse(_chunks(file.audio, start, end), status, headers)
+
+
+def file_name(view: JobView) -> str:
+    return f"generated_music_{int(view.completed_at or time.time())}.{view.audio_format}"

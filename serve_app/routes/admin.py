@@ -1,0 +1,131 @@
+"""Routes about the service itself: its health, its model, ideas to start from."""
+
+import hmac
+import secrets
+from dataclasses import asdict
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from deployments.messages import ModelUnavailableError, ServiceStatus
+from serve_app.bodies import Body, read_body
+from serve_app.errors import FIXED_DETAILS, RETRY_SOON_S, HttpProblem
+from serve_app.fields import invalid
+from serve_app.openapi import HEALTH, INITIALIZED, PROBLEMS, SAMPLE, takes
+from serve_app.printable import show
+from serve_app.samples import SAMPLES
+from serve_app.schemas import parse_initialize
+from serve_app.service import service_of
+from serve_app.settings import Settings
+from serve_app.uploads import MIB
+
+router = APIRouter(tags=["Service"])
+
+HEALTH_WAIT_S = 0.05  # /health answers within 100 ms, also before the first status has arrived
+BUILT_IN_MODELS = ("auto", "nano", "v1-3.5b")
+
+
+@router.get("/", include_in_schema=False)
+async def index(request: Request) -> Response:
+    root = request.scope.get("root_path", "").rstrip("/")
+    links = {name: f"{root}/{name}" for name in ("docs", "redoc", "openapi.json", "health", "sample_data")}
+    return JSONResponse({"service": request.app.title, "version": request.app.version, **links})
+
+
+@router.get(
+    "/health", summary="Whether the service is ready", response_model=None, responses={200: HEALTH, 503: HEALTH}
+)
+async def health(request: Request) -> Response:
+    """200 and `healthy` once a model is loaded; 503 and `starting` before, `unreachable` without the job manager."""
+    status = await service_of(request).watch.latest(HEALTH_WAIT_S)
+    body = {
+        "status": "unreachable" if status is None else "healthy" if status.loaded else "starting",
+        "pipeline_loaded": status is not None and status.loaded,
+        "model": status.model if status else None,
+        "notice": status.notice if status else None,
+        "device": status.replicas[0].device if status and status.replicas else None,
+        "replicas": len(status.replicas) if status else 0,
+        "queue_size": status.queue_size if status else 0,
+        "version": request.app.version,
+    }
+    if body["pipeline_loaded"]:
+        return JSONResponse(body)
+    return JSONResponse(body, 503, {"Retry-After": str(RETRY_SOON_S)})
+
+
+@router.get("/sample_data", summary="An idea to start from", response_model=None, responses={200: SAMPLE})
+async def sample_data() -> Response:
+    """A prompt with lyrics and settings that suit them; another one each time."""
+    return JSONResponse({"success": True, "sample": asdict(secrets.choice(SAMPLES))})
+
+
+def _sent_key(request: Request) -> bytes:
+    headers = request.headers
+    scheme, _, credentials = headers.get("authorization", "").partition(" ")
+    sent = credentials.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+    return sent.encode("latin-1")  # the bytes as they came
+
+
+def require_admin(request: Request) -> None:
+    """Raises HttpProblem 401 for a wrong or missing key, 403 where administration is off."""
+    settings = service_of(request).settings
+    if settings.admin_key:
+        if not hmac.compare_digest(_sent_key(request), settings.admin_key.encode()):
+            detail = "administration needs the administrator's key, as `Authorization: Bearer` or `X-API-Key`"
+            raise HttpProblem(401, "wrong_key", detail, headers={"WWW-Authenticate": "Bearer"})
+    elif not settings.admin_open:
+        detail = "administration is off: the operator sets ACESTEP_ADMIN_KEY, or admin_open on a machine of their own"
+        raise HttpProblem(403, "administration_off", detail)
+
+
+def configured_model(settings: Settings, asked: str) -> str | None:
+    """The name of the model that `checkpoint_path` asks for; None is the current one. Raises InvalidRequestError."""
+    if not asked.strip():
+        return None
+    if asked in (*BUILT_IN_MODELS, settings.model, *settings.checkpoints):
+        return asked
+    for name, folder in settings.checkpoints.items():
+        if asked == folder:
+            return name
+    names = ", ".join([*BUILT_IN_MODELS, *settings.checkpoints])
+    raise invalid("checkpoint_path", f"{show(asked)} is not configured; the models are {names}")
+
+
+def _initialized(status: ServiceStatus) -> Response:
+    message = "Pipeline initialized successfully"
+    return JSONResponse({"success": True, "message": message, "model": status.model, "notice": status.notice})
+
+
+@router.post(
+    "/initialize",
+    summary="Load a model (administrators)",
+    response_model=None,
+    responses={200: INITIALIZED, **PROBLEMS},
+    openapi_extra=takes("InitializeRequest", required=False) | {"security": [{"bearer": []}, {"api_key": []}]},
+)
+async def initialize(request: Request) -> Response:
+    """Loads a configured checkpoint on every replica; songs that run are finished with the old one.
+
+    The options come as a JSON body or as query parameters. Needs the administrator's key.
+    """
+    require_admin(request)
+    service = service_of(request)
+    limits = service.settings.limits
+    if _has_body(request):
+        body = await read_body(request, limits.json_mb * MIB, limits.body_timeout_s, frozenset())
+        if request.query_params:
+            raise invalid("body", "comes with query parameters: send the options in one of the two")
+    else:
+        body = Body(dict(request.query_params), from_form=True)
+    asked = parse_initialize(body.fields, from_form=body.from_form)
+    name = configured_model(service.settings, asked.checkpoint_path)
+    try:
+        status = await service.job_manager.initialize(name, asked.options)
+    except ModelUnavailableError:
+        raise HttpProblem(422, "model_unavailable", FIXED_DETAILS["model_unavailable"]) from None
+    service.watch.note(status)
+    return _initialized(status)
+
+
+def _has_body(request: Request) -> bool:
+    return "transfer-encoding" in request.headers or request.headers.get("content-length", "0") != "0"

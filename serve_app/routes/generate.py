@@ -1,0 +1,89 @@
+"""Routes that make music from words."""
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from serve_app.intake import Intake, submit, submit_and_wait
+from serve_app.openapi import ACCEPTED, AUDIO, GENERATED, PROBLEMS, takes
+from serve_app.responses import accepted_response, audio_response, result_json, wants_audio
+from serve_app.service import service_of
+
+router = APIRouter(tags=["Generate"])
+
+KEEPS_FILE = Intake(save_file=True)
+DIRECT = Intake()
+FORM = Intake(defaults={"infer_step": 27, "audio_duration": -1.0}, renamed={"genre": "prompt"})
+
+
+def prefers_async(request: Request) -> bool:
+    preferences = ",".join(request.headers.getlist("prefer")).lower().split(",")
+    return any(one.partition(";")[0].strip() == "respond-async" for one in preferences)
+
+
+async def answer_with_audio(request: Request, intake: Intake) -> Response:
+    """Make a song and answer it; 202 when it takes longer than a synchronous route waits."""
+    view = await submit_and_wait(request, intake)
+    if not view.ended:
+        return accepted_response(request, view, view.status)
+    return audio_response(request, await service_of(request).job_manager.result(view.request_id))
+
+
+@router.post(
+    "/generate_music",
+    summary="Make a song and wait for it",
+    response_model=None,
+    responses={200: GENERATED, 202: ACCEPTED, **PROBLEMS},
+    openapi_extra=takes("GenerateRequest"),
+)
+async def generate_music(request: Request) -> Response:
+    """Waits for the song and answers where it was saved (`audio_path`), its id and its complete parameters.
+
+    `Accept: audio/*` is answered with the audio itself. `Prefer: respond-async` is answered at once with 202, and so
+    is a song that takes longer than the server waits: ask `/status/{request_id}`, then fetch `/result/{request_id}`.
+    A client that disconnects cancels its song.
+    """
+    if prefers_async(request):
+        return accepted_response(request, await submit(request, KEEPS_FILE), preferred=True)
+    if wants_audio(request):
+        return await answer_with_audio(request, KEEPS_FILE)
+    view = await submit_and_wait(request, KEEPS_FILE)
+    if not view.ended:
+        return accepted_response(request, view, view.status)
+    return JSONResponse(result_json(request, view))
+
+
+@router.post(
+    "/generate_music_direct",
+    summary="Make a song and receive the audio",
+    response_model=None,
+    responses={200: AUDIO, 202: ACCEPTED, **PROBLEMS},
+    openapi_extra=takes("GenerateRequest"),
+)
+async def generate_music_direct(request: Request) -> Response:
+    """Waits for the song and answers the audio file. The server saves no file in its output folder."""
+    return await answer_with_audio(request, DIRECT)
+
+
+@router.post(
+    "/generate_music_async",
+    summary="Queue a song",
+    status_code=202,
+    response_model=None,
+    responses={202: ACCEPTED, **PROBLEMS},
+    openapi_extra=takes("GenerateRequest"),
+)
+async def generate_music_async(request: Request) -> Response:
+    """Answers at once with a `request_id` for `/status`, `/result` and `DELETE /request`."""
+    return accepted_response(request, await submit(request, KEEPS_FILE))
+
+
+@router.post(
+    "/generate_music_form",
+    summary="Make a song from a form and receive the audio",
+    response_model=None,
+    responses={200: AUDIO, 202: ACCEPTED, **PROBLEMS},
+    openapi_extra=takes("FormRequest"),
+)
+async def generate_music_form(request: Request) -> Response:
+    """The form of old clients: `genre` is the prompt, the defaults are 27 steps and a drawn length. Answers audio."""
+    return await answer_with_audio(request, FORM)

@@ -1,0 +1,75 @@
+"""Routes about one job, and about the queue of all of them."""
+
+import re
+from dataclasses import asdict
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from deployments.messages import JobEndedError, JobNotFoundError
+from serve_app.openapi import AUDIO, CANCELLED, JOB, PROBLEMS, QUEUE
+from serve_app.responses import audio_response, result_json, status_json, wants_json
+from serve_app.service import service_of
+
+router = APIRouter(tags=["Jobs"])
+
+REQUEST_ID = re.compile(r"[0-9a-f]{8}(-?)[0-9a-f]{4}\1[0-9a-f]{4}\1[0-9a-f]{4}\1[0-9a-f]{12}")
+
+
+def known_form(request_id: str) -> str:
+    """The id, if it has the form of one. Raises JobNotFoundError: a malformed id is an unknown one."""
+    if not REQUEST_ID.fullmatch(request_id):
+        raise JobNotFoundError(request_id)
+    return request_id
+
+
+@router.get("/status/{request_id}", summary="How a job stands", response_model=None, responses={200: JOB, **PROBLEMS})
+async def status(request: Request, request_id: str) -> Response:
+    """`status` is pending, processing, completed or failed. `outcome` says more about the end (cancelled, expired), and
+    `progress` about the way there. `result` appears when the job has completed."""
+    view = await service_of(request).job_manager.status(known_form(request_id))
+    return JSONResponse(status_json(request, view))
+
+
+@router.get(
+    "/result/{request_id}",
+    summary="The music of a completed job",
+    response_model=None,
+    responses={200: AUDIO, 206: AUDIO, **PROBLEMS},
+)
+@router.head("/result/{request_id}", include_in_schema=False)
+async def result(request: Request, request_id: str) -> Response:
+    """The audio file; ranges are served. `Accept: application/json` or `?format=json` answers its parameters instead.
+
+    400 with `Retry-After` while the job has not ended, 409 when it ended without music.
+    """
+    service = service_of(request)
+    as_json = wants_json(request)
+    file = await service.job_manager.result(known_form(request_id))
+    return JSONResponse(result_json(request, file.view)) if as_json else audio_response(request, file)
+
+
+@router.get("/queue/status", summary="How long the queue is", response_model=None, responses={200: QUEUE, **PROBLEMS})
+async def queue_status(request: Request) -> Response:
+    """How many jobs wait, and how many there are in each state."""
+    queue = await service_of(request).job_manager.queue_status()
+    counts = {"pending": 0, "processing": 0, "completed": 0, "failed": 0, **queue.status_counts}
+    return JSONResponse(asdict(queue) | {"status_counts": counts})
+
+
+@router.delete(
+    "/request/{request_id}", summary="Cancel a job", response_model=None, responses={200: CANCELLED, **PROBLEMS}
+)
+async def cancel(request: Request, request_id: str) -> Response:
+    """Cancels a job that waits or runs; a running one stops within a step.
+
+    Cancelling twice is fine; 409 is a job that has ended in another way.
+    """
+    try:
+        view = await service_of(request).job_manager.cancel(known_form(request_id))
+    except JobEndedError as error:
+        if error.view.outcome != "cancelled":
+            raise
+        view = error.view
+    body = {"success": True, "request_id": view.request_id, "status": view.status, "outcome": view.outcome}
+    return JSONResponse(body | {"message": "Request has been cancelled"})

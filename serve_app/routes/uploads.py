@@ -1,0 +1,61 @@
+"""Routes that make music from an uploaded song. All take the upload as a part, in a form field or in JSON."""
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from serve_app.intake import Intake, submit
+from serve_app.openapi import ACCEPTED, AUDIO, PROBLEMS, takes
+from serve_app.responses import accepted_response
+from serve_app.routes.generate import answer_with_audio
+
+router = APIRouter(tags=["Generate from audio"])
+
+UPLOAD = Intake(save_file=True, takes_upload=True)
+UPLOAD_MP3 = Intake(save_file=True, takes_upload=True, audio_format="mp3")
+DIRECT_MP3 = Intake(takes_upload=True, audio_format="mp3")
+
+QUEUED = {202: ACCEPTED, **PROBLEMS}
+
+
+async def queue_upload(request: Request) -> Response:
+    """Queues a new song made from yours; `ref_audio_strength` says how much of yours stays.
+
+    wav, mp3, flac, ogg and opus are read, judged by their bytes. Answers a `request_id` for `/status` and `/result`.
+    """
+    return accepted_response(request, await submit(request, UPLOAD))
+
+
+async def queue_upload_mp3(request: Request) -> Response:
+    """As the route without `_mp3`, and the result is an MP3 file whatever `format` says."""
+    return accepted_response(request, await submit(request, UPLOAD_MP3))
+
+
+for path, how in (
+    ("/generate_music_with_audio", "as the part `audio_file`"),
+    ("/generate_music_with_audio_base64", "as the form field `audio_base64`"),
+    ("/generate_music_with_audio_json", "as `audio_base64` in JSON"),
+):
+    for twin, endpoint, answer in ((path, queue_upload, "a song"), (f"{path}_mp3", queue_upload_mp3, "an MP3")):
+        router.add_api_route(
+            twin,
+            endpoint,
+            methods=["POST"],
+            status_code=202,
+            name=twin.strip("/"),
+            summary=f"Queue {answer} from audio sent {how}",
+            response_model=None,
+            responses=QUEUED,
+            openapi_extra=takes("UploadRequest"),
+        )
+
+
+@router.post(
+    "/generate_music_with_audio_direct_mp3",
+    summary="Make an MP3 from your audio and receive it",
+    response_model=None,
+    responses={200: AUDIO, 202: ACCEPTED, **PROBLEMS},
+    openapi_extra=takes("UploadRequest"),
+)
+async def generate_music_with_audio_direct_mp3(request: Request) -> Response:
+    """Waits for the song and answers the MP3 file. The server saves no file in its output folder."""
+    return await answer_with_audio(request, DIRECT_MP3)

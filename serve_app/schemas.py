@@ -1,0 +1,313 @@
+"""The one request model. JSON bodies, forms and uploads are all read into it."""
+
+import difflib
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import ErrorDetails
+
+from acestep_engine.params import (
+    BUILT_TASKS,
+    MAX_DURATION_S,
+    MAX_STEPS,
+    AudioFormat,
+    CfgType,
+    GenerationParams,
+    SchedulerType,
+    Task,
+)
+from serve_app.fields import (
+    CONTEXT_FORM,
+    MAX_SEEDS_LISTED,
+    Adapter,
+    BuiltTask,
+    Duration,
+    FieldProblem,
+    Flag,
+    Format,
+    InvalidRequestError,
+    Number,
+    OptionalText,
+    OssSteps,
+    Seeds,
+    Text,
+    Whole,
+    invalid,
+    refuse,
+)
+from serve_app.printable import printable, show
+from serve_app.samples import DEFAULT_LYRICS, DEFAULT_PROMPT
+
+DRAWN_DURATIONS_S = (30.0, MAX_DURATION_S)  # what an `audio_duration` of -1 is drawn from
+DRAWN_SEEDS = 2**32  # drawn below this, as the published pipeline does; also exact in every JSON reader
+EXACT_JSON_INTEGER = 2**53 - 1  # JavaScript rounds what is larger, so larger seeds are answered as strings
+MAX_PROBLEMS_LISTED = 20
+MAX_FIELDS = 200
+
+
+class GenerateRequest(BaseModel):
+    """One song to make. Every field has a default, so that `{}` is a request."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        json_schema_extra={
+            "example": {
+                "prompt": "acoustic guitar, calm, peaceful",
+                "lyrics": "[inst]",
+                "audio_duration": 10.0,
+                "infer_step": 20,
+                "manual_seeds": "42",
+            }
+        },
+    )
+
+    format: Format = Field("wav", description="Audio format; case is ignored.")
+    audio_duration: Duration = Field(
+        60.0, description="Seconds of music, 1 to 240. -1 draws a length from 30 to 240 and reports it."
+    )
+    prompt: Text = Field(
+        DEFAULT_PROMPT, max_length=2_000, description="Style, instruments, mood, tempo: tags separated by commas."
+    )
+    lyrics: Text = Field(
+        DEFAULT_LYRICS,
+        max_length=10_000,
+        description="Words to sing, with [verse], [chorus] and [bridge] lines. Blank or [inst] is instrumental.",
+    )
+    infer_step: Whole = Field(60, ge=1, le=MAX_STEPS, description="Diffusion steps: more is finer and slower.")
+    guidance_scale: Number = Field(
+        15.0, ge=0, le=30, description="How closely the music follows prompt and lyrics. 0 and 1 switch guidance off."
+    )
+    scheduler_type: SchedulerType = Field("euler", description="The sampler.")
+    cfg_type: CfgType = Field("apg", description="The kind of guidance.")
+    omega_scale: Number = Field(10.0, ge=-100, le=100, description="Granularity: the mean shift of each step.")
+    manual_seeds: Seeds = Field(
+        None,
+        description="The seed, 0 to 2^64 - 1; the same seed makes the same music. null and -1 draw one and report it. "
+        f"Lists and comma-separated text are read too (up to {MAX_SEEDS_LISTED}); one song takes the first.",
+    )
+    guidance_interval: Number = Field(
+        0.5, ge=0, le=1, description="The share of the steps, around the middle, that are guided."
+    )
+    guidance_interval_decay: Number = Field(
+        0.0, ge=0, le=1, description="How far guidance falls towards min_guidance_scale within that interval."
+    )
+    min_guidance_scale: Number = Field(
+        3.0, ge=0, le=200, description="Where the decay of guidance ends. When given, at most guidance_scale."
+    )
+    use_erg_tag: Flag = Field(True, description="Entropy rectifying guidance on the prompt.")
+    use_erg_lyric: Flag = Field(False, description="Entropy rectifying guidance on the lyrics.")
+    use_erg_diffusion: Flag = Field(True, description="Entropy rectifying guidance in the diffusion transformer.")
+    oss_steps: OssSteps = Field(
+        None, description="Run only these steps, increasing, 1 to 200: a list or comma-separated text."
+    )
+    guidance_scale_text: Number = Field(
+        0.0, ge=0, le=10, description="Guidance of the prompt alone; both this and the next over 1 guide them apart."
+    )
+    guidance_scale_lyric: Number = Field(0.0, ge=0, le=10, description="Guidance of the lyrics alone.")
+    audio2audio_enable: Flag = Field(False, description="Start from ref_audio_input instead of from noise.")
+    ref_audio_strength: Number = Field(
+        0.5, ge=0, le=1, description="How much of the reference stays: 0 nothing, 1 all of it."
+    )
+    ref_audio_input: OptionalText = Field(
+        None,
+        max_length=1_024,
+        description="A file under the server's audio folder, by its relative path. Uploads have routes of their own.",
+    )
+    lora_name_or_path: Adapter = Field(
+        "none", max_length=256, description="A registered adapter. None is registered in this version: 'none'."
+    )
+    lora_weight: Number = Field(1.0, ge=-3, le=3, description="Strength of the adapter.")
+    return_file_data: Flag = Field(
+        False, description="Kept for old clients. To be answered with audio, send `Accept: audio/*`."
+    )
+    task: BuiltTask = Field(
+        "text2music",
+        description="text2music, or audio2audio (which is what audio2audio_enable stands for).",
+        json_schema_extra={"enum": [*BUILT_TASKS]},
+    )
+    batch_size: Whole = Field(1, ge=1, le=1, description="Songs per request. This server makes one.")
+
+    @field_validator("min_guidance_scale")
+    @classmethod
+    def _below_the_maximum(cls, minimum: float, info: ValidationInfo) -> float:
+        # Runs only for a value the client sent: the default of 3 must not forbid a guidance_scale of 2.
+        maximum = info.data.get("guidance_scale")
+        if maximum is not None and maximum not in (0.0, 1.0) and minimum > maximum:
+            raise refuse(f"{minimum:g} is over guidance_scale, which is {maximum:g}")
+        return minimum
+
+    def resolve(self, *, has_source: bool) -> "ResolvedRequest":
+        """Decide what the request left open: seed, duration and task.
+
+        Raises InvalidRequestError where audio2audio is asked for and there is no source audio.
+        """
+        audio2audio = self.audio2audio_enable or self.task == "audio2audio"
+        if audio2audio and not has_source:
+            raise invalid(
+                "ref_audio_input",
+                "audio2audio needs source audio: name a file here, or upload one to /generate_music_with_audio",
+            )
+        seed = self.manual_seeds[0] if self.manual_seeds else -1
+        if seed == -1:
+            seed = secrets.randbelow(DRAWN_SEEDS)
+        duration_s = self.audio_duration
+        if duration_s == -1:
+            duration_s = round(secrets.SystemRandom().uniform(*DRAWN_DURATIONS_S), 2)
+        task: Task = "audio2audio" if audio2audio else "text2music"
+        params = GenerationParams(
+            prompt=self.prompt,
+            lyrics=self.lyrics,
+            duration_s=duration_s,
+            seed=seed,
+            task=task,
+            steps=self.infer_step,
+            scheduler=self.scheduler_type,
+            cfg_type=self.cfg_type,
+            guidance_scale=self.guidance_scale,
+            omega_scale=self.omega_scale,
+            guidance_interval=self.guidance_interval,
+            guidance_interval_decay=self.guidance_interval_decay,
+            min_guidance_scale=self.min_guidance_scale,
+            use_erg_tag=self.use_erg_tag,
+            use_erg_lyric=self.use_erg_lyric,
+            use_erg_diffusion=self.use_erg_diffusion,
+            oss_steps=self.oss_steps or (),
+            guidance_scale_text=self.guidance_scale_text,
+            guidance_scale_lyric=self.guidance_scale_lyric,
+            ref_audio_strength=self.ref_audio_strength,
+        )
+        resolved = {"manual_seeds": json_seed(seed), "audio_duration": duration_s, "task": task}
+        request_json = self.model_dump(mode="json") | resolved | {"audio2audio_enable": audio2audio}
+        if "min_guidance_scale" not in self.model_fields_set and self.min_guidance_scale > self.guidance_scale:
+            del request_json["min_guidance_scale"]  # explicit, it would be refused
+        return ResolvedRequest(params, self.format, request_json)
+
+
+@dataclass(frozen=True)
+class ResolvedRequest:
+    """A request with nothing left open. `request_json` is what a client POSTs to get the same music again."""
+
+    params: GenerationParams
+    audio_format: AudioFormat
+    request_json: dict[str, Any]
+
+
+def json_seed(seed: int) -> int | str:
+    """A seed as JSON carries it unharmed: a string where a JSON reader may round the number."""
+    return seed if seed <= EXACT_JSON_INTEGER else str(seed)
+
+
+class InitializeRequest(BaseModel):
+    """Which model to run, and how. What is left out stays as the server is configured."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    checkpoint_path: Text = Field(
+        "", max_length=1_024, description="A configured checkpoint, by name or folder. Empty: the current one."
+    )
+    device_id: Whole = Field(
+        0, ge=0, le=1_023, description="Accepted from old clients. Ray decides which GPU a replica gets."
+    )
+    bf16: Flag = Field(True, description="bfloat16 on a GPU; false computes in float32.")
+    torch_compile: Flag = Field(False, description="Compile the transformer: slow first song, faster later ones.")
+    cpu_offload: Flag = Field(False, description="Keep models in main memory while they do not compute.")
+    overlapped_decode: Flag = Field(False, description="Decode long songs in overlapping pieces.")
+
+    @property
+    def options(self) -> dict[str, bool]:
+        """The switches that were asked for by name."""
+        return self.model_dump(include=self.model_fields_set - {"checkpoint_path", "device_id"})
+
+
+# Fields of the contract whose feature is not built. Their defaults are accepted and mean nothing; all else is refused.
+NOT_BUILT: Mapping[str, tuple[object, str]] = {
+    "retake_seeds": (None, "belongs to the task retake, which this version does not build"),
+    "retake_variance": (0.5, "belongs to the task retake, which this version does not build"),
+    "repaint_start": (0, "belongs to the task repaint, which this version does not build"),
+    "repaint_end": (0, "belongs to the task repaint, which this version does not build"),
+    "left_extend_length": (0, "belongs to the task extend, which this version does not build"),
+    "right_extend_length": (0, "belongs to the task extend, which this version does not build"),
+    "edit_target_prompt": (None, "belongs to the task edit, which this version does not build"),
+    "edit_target_lyrics": (None, "belongs to the task edit, which this version does not build"),
+    "edit_n_min": (0, "belongs to the task edit, which this version does not build"),
+    "edit_n_max": (1, "belongs to the task edit, which this version does not build"),
+    "edit_n_avg": (1, "belongs to the task edit, which this version does not build"),
+    "source_request_id": (
+        None,
+        "belongs to the tasks retake, repaint, extend and edit, which this version does not build",
+    ),
+    "src_audio": (None, "belongs to the tasks repaint, extend and edit, which this version does not build"),
+    "priority": (5, "is not served: the queue is first in, first out"),
+    "callback_url": (None, "is not served: ask /status for the end of a job"),
+}
+
+
+def parse_generate(fields: Mapping[str, object], *, from_form: bool) -> GenerateRequest:
+    """Fields to a request. Raises InvalidRequestError with everything that is wrong with them."""
+    problems = []
+    kept = {}
+    for name, value in fields.items():
+        default, reason = NOT_BUILT.get(name, (None, None))
+        if reason is None:
+            kept[name] = value
+        elif value is not None and not _is_default(value, default):
+            problems.append(FieldProblem(name, f"{reason}; leave it out"))
+    return _parse(GenerateRequest, kept, problems, from_form=from_form)
+
+
+def parse_initialize(fields: Mapping[str, object], *, from_form: bool) -> InitializeRequest:
+    """Fields, from JSON or a query, to the request. Raises InvalidRequestError."""
+    return _parse(InitializeRequest, fields, [], from_form=from_form)
+
+
+def _is_default(value: object, default: object) -> bool:
+    if isinstance(value, str) and isinstance(default, int | float):
+        return value.strip() in (str(default), f"{default:.1f}")
+    return not isinstance(value, bool) and value == default
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def _parse(model: type[M], fields: Mapping[str, object], problems: list[FieldProblem], *, from_form: bool) -> M:
+    if len(fields) > MAX_FIELDS:
+        raise invalid("body", f"{len(fields)} fields are over the limit of {MAX_FIELDS}")
+    try:
+        request = model.model_validate(dict(fields), context={CONTEXT_FORM: from_form})
+    except ValidationError as error:
+        found = error.errors(include_url=False)[:MAX_PROBLEMS_LISTED]
+        raise InvalidRequestError(*problems, *(_describe(model, details) for details in found)) from None
+    if problems:
+        raise InvalidRequestError(*problems)
+    return request
+
+
+def _describe(model: type[BaseModel], error: ErrorDetails) -> FieldProblem:
+    field = printable(str(error["loc"][0])) if error["loc"] else "body"
+    value, context = show(error["input"]), error.get("ctx", {})
+    match error["type"]:
+        case "extra_forbidden":
+            near = difflib.get_close_matches(field.lower(), [*model.model_fields], n=1, cutoff=0.5)
+            problem = "is not a field of this request" + (f"; did you mean {near[0]}?" if near else "")
+        case "greater_than_equal":
+            problem = f"{value} is under the limit of {context['ge']:g}"
+        case "less_than_equal":
+            problem = f"{value} is over the limit of {context['le']:g}"
+        case "string_too_long":
+            length = len(error["input"])
+            problem = f"{length:,} characters are over the limit of {context['max_length']:,}"
+        case "string_unicode":
+            problem = "has a lone surrogate, which no text can hold"
+        case "string_type":
+            problem = f"{value} is not text"
+        case "literal_error":
+            problem = f"{value} is not one of {context['expected']}"
+        case "refused":
+            problem = context["problem"]
+        case _:
+            problem = printable(error["msg"], 200)
+    return FieldProblem(field, problem)

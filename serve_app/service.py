@@ -1,0 +1,127 @@
+"""What every route works with: the settings, the JobManager behind them, and what is known of its health."""
+
+import asyncio
+import contextvars
+import logging
+import time
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from anyio import CapacityLimiter
+from fastapi import Request
+
+from deployments.messages import (
+    AudioFile,
+    JobView,
+    QueueStatus,
+    ServiceError,
+    ServiceStatus,
+    Submission,
+)
+from serve_app.errors import BackendError
+from serve_app.settings import Settings
+
+logger = logging.getLogger("ray.serve.acestep")  # Ray Serve's handlers write it
+
+T = TypeVar("T")
+
+AUDIO_CHECKS_AT_ONCE = 4  # uploads are decoded once to be checked: more at a time would hold up the event loop
+
+
+class JobManagerClient(Protocol):
+    """The JobManager as the routes see it.
+
+    Every method raises its ServiceErrors as themselves, BackendUnavailableError when the JobManager cannot be reached
+    and BackendFailedError when it failed in another way.
+    """
+
+    async def submit(self, submission: Submission) -> JobView:
+        """Accept a job. Raises QueueFullError, StorageError."""
+
+    async def status(self, request_id: str) -> JobView:
+        """Raises JobNotFoundError."""
+
+    async def wait(self, request_id: str, timeout_s: float) -> JobView:
+        """The job at its end, or as it stands after `timeout_s`. Raises JobNotFoundError."""
+
+    async def result(self, request_id: str) -> AudioFile:
+        """Raises JobNotFoundError, JobNotEndedError, JobFailedError."""
+
+    async def cancel(self, request_id: str) -> JobView:
+        """Raises JobNotFoundError, JobEndedError."""
+
+    async def queue_status(self) -> QueueStatus: ...
+
+    async def service_status(self) -> ServiceStatus: ...
+
+    async def initialize(self, name: str | None, options: dict[str, bool]) -> ServiceStatus:
+        """Run the named model from now on; None is the current one. Raises ModelUnavailableError."""
+
+
+class StatusWatch:
+    """Asks for the service's status in the background, so that /health never waits for it."""
+
+    PERIOD_S = 1.0
+    TIMEOUT_S = 5.0  # of one question
+    STALE_S = 15.0  # an answer older than this says nothing any more
+
+    def __init__(self, job_manager: JobManagerClient) -> None:
+        self._job_manager = job_manager
+        self._known: tuple[float, ServiceStatus] | None = None
+        self._answered = asyncio.Event()
+
+    async def run(self) -> None:
+        """Ask once a second, for ever."""
+        reachable = True
+        while True:
+            try:
+                self.note(await asyncio.wait_for(self._job_manager.service_status(), self.TIMEOUT_S))
+                reachable = True
+            except (ServiceError, BackendError, TimeoutError) as error:
+                if reachable:
+                    logger.warning("the job manager does not answer: %s", type(error).__name__)
+                reachable = False
+            await asyncio.sleep(self.PERIOD_S)
+
+    def note(self, status: ServiceStatus) -> None:
+        """Remember an answer that came another way."""
+        self._known = (time.monotonic(), status)
+        self._answered.set()
+
+    async def latest(self, wait_s: float) -> ServiceStatus | None:
+        """The last answer; the first is waited for, at most `wait_s`. None when there is none, or only a stale one."""
+        if self._known is None:
+            try:
+                await asyncio.wait_for(self._answered.wait(), wait_s)
+            except TimeoutError:
+                return None
+        assert self._known is not None
+        at, status = self._known
+        return status if time.monotonic() - at < self.STALE_S else None
+
+
+@dataclass
+class Service:
+    """Shared by all requests of one ingress replica."""
+
+    settings: Settings
+    job_manager: JobManagerClient
+    watch: StatusWatch
+    decoding: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(AUDIO_CHECKS_AT_ONCE))
+    _running: set[asyncio.Task[Any]] = field(default_factory=set)
+
+    def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run `work` to its end even if the request that asked for it is cancelled.
+
+        The empty context keeps Ray Serve from counting its calls as the request's own, which it cancels with it.
+        """
+        task = asyncio.get_running_loop().create_task(work, context=contextvars.Context())
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return task
+
+
+def service_of(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service

@@ -1,0 +1,115 @@
+"""Source audio at the edge: from base64, from an upload, from the operator's folder, and checked before it travels."""
+
+import base64
+import binascii
+import os
+import re
+import stat
+from pathlib import Path
+
+import numpy as np
+
+from acestep_engine.audio import AudioLimits, check_audio
+from deployments.messages import ByteArray
+from serve_app.errors import too_large
+from serve_app.fields import InvalidRequestError, invalid
+from serve_app.settings import Limits
+
+MIB = 2**20
+
+DATA_URI = re.compile(r"data:[\w.+-]+/[\w.+-]+(?:;[\w.+-]+=[\w.+-]+)*;base64,", re.ASCII)
+
+
+def audio_limits(limits: Limits) -> AudioLimits:
+    return AudioLimits(
+        max_duration_s=limits.source_duration_s,
+        max_channels=limits.source_channels,
+        min_rate_hz=limits.source_min_rate_hz,
+        max_rate_hz=limits.source_max_rate_hz,
+    )
+
+
+def decode_base64(field: str, text: object, limit_bytes: int) -> bytes:
+    """Base64 text to bytes: the standard alphabet with padding. Line ends and a leading data URI are dropped.
+
+    Raises InvalidRequestError, and HttpProblem 413 for text over `limit_bytes`.
+    """
+    if not isinstance(text, str):
+        raise invalid(field, "is not text: send the audio file as base64")
+    if len(text) > limit_bytes:
+        raise too_large(f"{field}", limit_bytes)
+    head = DATA_URI.match(text[:200])
+    letters = text[head.end() if head else 0 :].replace("\r", "").replace("\n", "")
+    if not letters:
+        raise invalid(field, "is empty: send the audio file as base64")
+    try:
+        if len(letters) % 4 or letters.endswith("==="):  # the decoder lets too much padding pass
+            raise invalid(field, _base64_fault(letters))
+        return base64.b64decode(letters, validate=True)
+    except (binascii.Error, ValueError):
+        raise invalid(field, _base64_fault(letters)) from None
+
+
+def _base64_fault(letters: str) -> str:
+    if " " in letters:
+        return "has spaces, which a form makes of '+': percent-encode the base64 text"
+    if "-" in letters or "_" in letters:
+        return "uses the URL-safe alphabet: send the standard one, with '+' and '/'"
+    foreign = re.search(r"[^A-Za-z0-9+/=]", letters)
+    if foreign:
+        return f"has a letter that is not base64, at position {foreign.start()}"
+    return f"is not whole: {len(letters)} letters with this padding are not base64"
+
+
+def _no_such_file() -> InvalidRequestError:
+    return invalid("ref_audio_input", "is not the relative path of a file under the server's audio folder")
+
+
+def read_confined(root: Path | None, name: str, limit_bytes: int) -> bytes:
+    """A regular file under `root`, opened one folder at a time and never through a link.
+
+    Raises InvalidRequestError, with the same words whether or not there is something at a forbidden place, and
+    HttpProblem 413 for a file over `limit_bytes`.
+    """
+    if root is None:
+        raise invalid(
+            "ref_audio_input", "names a file, but the operator has not configured an audio folder (audio_root)"
+        )
+    parts = name.split("/")
+    if any(part in ("", ".", "..") for part in parts) or "\\" in name or ":" in name or "\0" in name:
+        raise _no_such_file()
+    try:
+        file = _open_confined(root.expanduser(), parts)
+    except OSError:
+        raise _no_such_file() from None
+    with os.fdopen(file, "rb") as opened:
+        data = opened.read(limit_bytes + 1)
+    if len(data) > limit_bytes:
+        raise too_large("the file that ref_audio_input names", limit_bytes)
+    return data
+
+
+def _open_confined(root: Path, parts: list[str]) -> int:
+    """The file descriptor of a regular file. Raises OSError."""
+    folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    inside = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        for part in parts[:-1]:
+            inner = os.open(part, inside | os.O_DIRECTORY, dir_fd=folder)
+            os.close(folder)
+            folder = inner
+        file = os.open(parts[-1], inside | os.O_NONBLOCK, dir_fd=folder)  # a FIFO without a writer must not hold us up
+        if stat.S_ISREG(os.fstat(file).st_mode):
+            return file
+        os.close(file)
+        raise FileNotFoundError
+    finally:
+        os.close(folder)
+
+
+def checked_source(field: str, data: bytes, limits: Limits) -> ByteArray:
+    """An encoded audio file as it travels to the Generator, without a copy. Raises AudioError, AudioTooLargeError."""
+    if len(data) > limits.upload_mb * MIB:
+        raise too_large(field, limits.upload_mb * MIB)
+    check_audio(data, audio_limits(limits))
+    return np.frombuffer(data, dtype=np.uint8)

@@ -1,0 +1,177 @@
+"""A JobManager in memory, which renders real audio: a tone of the request's seed."""
+
+import asyncio
+import io
+import time
+from dataclasses import replace
+
+import numpy as np
+import soundfile
+
+from acestep_engine.audio import encode_audio
+from acestep_engine.params import Progress
+from deployments.messages import (
+    AudioFile,
+    ByteArray,
+    JobEndedError,
+    JobFailedError,
+    JobNotEndedError,
+    JobNotFoundError,
+    JobResult,
+    JobView,
+    ModelUnavailableError,
+    QueueFullError,
+    QueueStatus,
+    ReplicaState,
+    ServiceStatus,
+    Status,
+    Submission,
+)
+from serve_app.errors import BackendUnavailableError
+
+RENDERED_S = 0.25  # every song is this short, whatever was asked for
+
+
+def render(submission: Submission) -> ByteArray:
+    """A quiet tone whose pitch depends on the seed, in the asked format."""
+    at = np.arange(int(48_000 * RENDERED_S)) / 48_000
+    tone = 0.1 * np.sin(2 * np.pi * (220 + submission.params.seed % 660) * at)
+    samples = np.stack([tone, tone]).astype(np.float32)  # (2, N)
+    return np.frombuffer(encode_audio(samples, 48_000, submission.audio_format, {}), dtype=np.uint8)
+
+
+class MemoryJobs:
+    """A JobManager that keeps everything in memory. While `held`, jobs wait; `fail_with` fails the next ones."""
+
+    def __init__(self, queue_limit: int = 10) -> None:
+        self.submissions: dict[str, Submission] = {}
+        self.views: dict[str, JobView] = {}
+        self.audio: dict[str, ByteArray] = {}
+        self.queue_limit = queue_limit
+        self.fail_with: tuple[str, str] | None = None
+        self.loaded = True
+        self.reachable = True
+        self.waits = True  # else it is lost while somebody waits
+        self.accepted = asyncio.Event()
+        self.initialized: list[tuple[str | None, dict[str, bool]]] = []
+        self._go = asyncio.Event()
+        self._go.set()
+        self._changed = asyncio.Condition()
+        self._work: set[asyncio.Task[None]] = set()
+
+    def hold(self) -> None:
+        self._go.clear()
+
+    def release(self) -> None:
+        self._go.set()
+
+    def _check(self, request_id: str) -> JobView:
+        if not self.reachable:
+            raise BackendUnavailableError("down")
+        if request_id not in self.views:
+            raise JobNotFoundError(request_id)
+        return self.views[request_id]
+
+    async def _update(self, request_id: str, **changes: object) -> JobView:
+        async with self._changed:
+            self.views[request_id] = replace(self.views[request_id], **changes)  # type: ignore[arg-type]
+            self._changed.notify_all()
+        return self.views[request_id]
+
+    async def _run(self, submission: Submission) -> None:
+        key = submission.request_id
+        await self._go.wait()
+        if self.views[key].ended:
+            return
+        progress = Progress("diffusion", 1, submission.params.steps)
+        await self._update(key, status="processing", started_at=time.time(), position=None, progress=progress)
+        if self.fail_with is not None:
+            code, error = self.fail_with
+            await self._update(
+                key, status="failed", outcome="failed", completed_at=time.time(), error=error, error_code=code
+            )
+            return
+        self.audio[key] = await asyncio.to_thread(render, submission)
+        saved = f"./outputs/output_20260101000000_0.{submission.audio_format}" if submission.save_file else None
+        result = JobResult("tiny", "cpu", RENDERED_S, self.audio[key].size, {"diffusion_s": 0.0}, saved)
+        await self._update(key, status="completed", outcome="completed", completed_at=time.time(), result=result)
+
+    async def submit(self, submission: Submission) -> JobView:
+        if not self.reachable:
+            raise BackendUnavailableError("down")
+        waiting = sum(view.status == "pending" for view in self.views.values())
+        if waiting >= self.queue_limit:
+            raise QueueFullError(waiting, self.queue_limit, 3.2)
+        assert submission.request_id not in self.views
+        self.submissions[submission.request_id] = submission
+        view = JobView(
+            submission.request_id,
+            "pending",
+            time.time(),
+            submission.audio_format,
+            submission.request_json,
+            submission.params.seed,
+            position=waiting,
+        )
+        self.views[view.request_id] = view
+        self.accepted.set()
+        task = asyncio.create_task(self._run(submission))
+        self._work.add(task)
+        task.add_done_callback(self._work.discard)
+        return view
+
+    async def status(self, request_id: str) -> JobView:
+        return self._check(request_id)
+
+    async def wait(self, request_id: str, timeout_s: float) -> JobView:
+        self._check(request_id)
+        if not self.waits:
+            raise BackendUnavailableError("gone")
+        try:
+            async with asyncio.timeout(timeout_s), self._changed:
+                await self._changed.wait_for(lambda: self.views[request_id].ended)
+        except TimeoutError:
+            pass
+        return self.views[request_id]
+
+    async def result(self, request_id: str) -> AudioFile:
+        view = self._check(request_id)
+        if not view.ended:
+            raise JobNotEndedError(view)
+        if view.outcome != "completed":
+            raise JobFailedError(view)
+        return AudioFile(view, self.audio[request_id])
+
+    async def cancel(self, request_id: str) -> JobView:
+        view = self._check(request_id)
+        if view.ended:
+            raise JobEndedError(view)
+        return await self._update(
+            request_id, status="failed", outcome="cancelled", completed_at=time.time(), error="Cancelled by user"
+        )
+
+    async def queue_status(self) -> QueueStatus:
+        counts: dict[Status, int] = {}
+        for view in self.views.values():
+            counts[view.status] = counts.get(view.status, 0) + 1
+        return QueueStatus(counts.get("pending", 0), counts, len(self.views))
+
+    async def service_status(self) -> ServiceStatus:
+        if not self.reachable:
+            raise BackendUnavailableError("down")
+        replicas = (ReplicaState("r1", "tiny", "cpu"),) if self.loaded else ()
+        return ServiceStatus("tiny", "a test tone, not music", self.loaded, replicas, 0)
+
+    async def initialize(self, name: str | None, options: dict[str, bool]) -> ServiceStatus:
+        if name == "v1-3.5b":
+            raise ModelUnavailableError("there is nothing at /srv/checkpoints/v1-3.5b")
+        self.initialized.append((name, options))
+        return await self.service_status()
+
+
+def wav(seconds: float = 0.2, rate: int = 48_000, channels: int = 2) -> bytes:
+    """A WAV file of a quiet noise."""
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(0).uniform(-0.1, 0.1, (int(seconds * rate), channels)).astype(np.float32)
+    soundfile.write(buffer, noise, rate, format="WAV", subtype="PCM_16")
+    return buffer.getvalue()

@@ -1,0 +1,295 @@
+"""The routes that make music from words, as the users' clients call them."""
+
+import asyncio
+import io
+import re
+import time
+from typing import Any
+
+import httpx
+import pytest
+import soundfile
+
+from serve_app import openapi
+from serve_app.settings import JobSettings, Settings
+from tests.serve_app.conftest import Connect
+from tests.serve_app.memory import MemoryJobs
+
+SHORT = {"prompt": "jazz piano, smooth", "audio_duration": 10.0, "infer_step": 20, "manual_seeds": "7"}
+
+# The complete body of the users' own documents, as it stands there.
+EVERY_FIELD: dict[str, Any] = {
+    "format": "wav",
+    "audio_duration": 30.0,
+    "prompt": "acoustic guitar, calm, peaceful",
+    "lyrics": "",
+    "infer_step": 60,
+    "guidance_scale": 15.0,
+    "scheduler_type": "euler",
+    "cfg_type": "apg",
+    "omega_scale": 10.0,
+    "manual_seeds": None,
+    "guidance_interval": 0.5,
+    "guidance_interval_decay": 0.0,
+    "min_guidance_scale": 3.0,
+    "use_erg_tag": True,
+    "use_erg_lyric": False,
+    "use_erg_diffusion": True,
+    "oss_steps": None,
+    "guidance_scale_text": 0.0,
+    "guidance_scale_lyric": 0.0,
+    "audio2audio_enable": False,
+    "ref_audio_strength": 0.5,
+    "ref_audio_input": None,
+    "lora_name_or_path": "none",
+    "lora_weight": 1.0,
+}
+
+
+def samples_of(response: httpx.Response) -> tuple[tuple[int, ...], int]:
+    data, rate = soundfile.read(io.BytesIO(response.content))
+    return data.shape, rate
+
+
+async def test_generate_music_waits_and_answers_both_kinds_of_client(client: httpx.AsyncClient) -> None:
+    response = await client.post("/generate_music", json=EVERY_FIELD)
+    body = response.json()
+    openapi.Generated.model_validate(body)
+    assert response.status_code == 200
+    assert body["success"] is True
+    assert body["audio_path"].startswith("./outputs/output_")
+    assert body["status"] == "completed"
+    assert body["params_json"].items() >= (EVERY_FIELD | {"manual_seeds": body["seed"]}).items()
+    assert (await client.get(f"/result/{body['request_id']}")).content[:4] == b"RIFF"
+
+
+async def test_the_answered_parameters_make_the_same_music_again(client: httpx.AsyncClient, jobs: MemoryJobs) -> None:
+    first = (await client.post("/generate_music", json={"audio_duration": -1})).json()
+    again = (await client.post("/generate_music", json=first["params_json"])).json()
+    assert jobs.submissions[first["request_id"]].params == jobs.submissions[again["request_id"]].params
+    assert again["params_json"] == first["params_json"]
+
+
+@pytest.mark.parametrize(
+    ("audio_format", "media_type"),
+    [
+        ("wav", "audio/wav"),
+        ("mp3", "audio/mpeg"),
+        ("ogg", "audio/ogg"),
+        ("flac", "audio/flac"),
+        ("opus", "audio/ogg; codecs=opus"),
+    ],
+)
+async def test_direct_answers_the_audio_with_its_headers(
+    client: httpx.AsyncClient, jobs: MemoryJobs, audio_format: str, media_type: str
+) -> None:
+    response = await client.post("/generate_music_direct", json=SHORT | {"format": audio_format})
+    assert response.status_code == 200
+    assert response.headers["content-type"] == media_type
+    assert int(response.headers["content-length"]) == len(response.content)
+    found = re.fullmatch(
+        rf'attachment; filename="generated_music_(\d+)\.{audio_format}"', response.headers["content-disposition"]
+    )
+    assert found is not None
+    assert abs(int(found[1]) - time.time()) < 60
+    assert response.headers["x-seed"] == "7"
+    assert response.headers["x-model"] == "tiny"
+    ((samples, channels), rate) = samples_of(response)
+    assert (channels, rate) == (2, 48_000)
+    assert samples > 0
+    (submission,) = jobs.submissions.values()
+    assert response.headers["x-request-id"] == submission.request_id
+    assert not submission.save_file
+
+
+async def test_async_answers_at_once_as_documented(client: httpx.AsyncClient, jobs: MemoryJobs) -> None:
+    jobs.hold()
+    response = await client.post("/generate_music_async", json=SHORT | {"format": "mp3"})
+    body = response.json()
+    openapi.Accepted.model_validate(body)
+    assert response.status_code == 202
+    assert body["status"] == "queued"
+    assert body["message"] == "Request has been queued for processing"
+    assert response.headers["location"] == f"/status/{body['request_id']}"
+    assert jobs.submissions[body["request_id"]].save_file
+    jobs.release()
+    for _ in range(100):
+        status = (await client.get(f"/status/{body['request_id']}")).json()
+        if status["status"] == "completed":
+            break
+        await asyncio.sleep(0.02)
+    result = await client.get(f"/result/{body['request_id']}")
+    assert result.headers["content-type"] == "audio/mpeg"
+
+
+async def test_prefer_respond_async_is_honoured(client: httpx.AsyncClient, jobs: MemoryJobs) -> None:
+    jobs.hold()
+    response = await client.post("/generate_music", json=SHORT, headers={"Prefer": "wait=5, respond-async"})
+    assert response.status_code == 202
+    assert response.headers["preference-applied"] == "respond-async"
+    assert int(response.headers["retry-after"]) >= 1
+
+
+@pytest.mark.parametrize("path", ["/generate_music", "/generate_music_direct"])
+async def test_a_song_that_takes_too_long_is_answered_with_202_and_goes_on(
+    connect: Connect, settings: Settings, jobs: MemoryJobs, path: str
+) -> None:
+    client = await connect(settings.model_copy(update={"jobs": JobSettings(sync_wait_s=0.05)}))
+    jobs.hold()
+    response = await client.post(path, json=SHORT)
+    assert response.status_code == 202
+    body = response.json()
+    assert body["status"] == "pending"
+    jobs.release()
+    await jobs.wait(body["request_id"], 5)
+    assert (await client.get(f"/result/{body['request_id']}")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        ("*/*", "application/json"),
+        ("application/json", "application/json"),
+        ("application/json, audio/*;q=0.5", "application/json"),
+        ("audio/*", "audio/wav"),
+        ("audio/wav, */*;q=0.1", "audio/wav"),
+        ("text/html,*/*;q=0.8", "application/json"),
+    ],
+)
+async def test_accept_chooses_between_json_and_audio(client: httpx.AsyncClient, accept: str, kind: str) -> None:
+    response = await client.post("/generate_music", json=SHORT, headers={"Accept": accept})
+    assert response.headers["content-type"] == kind
+
+
+async def test_return_file_data_keeps_answering_json(client: httpx.AsyncClient) -> None:
+    response = await client.post("/generate_music", json=SHORT | {"return_file_data": True})
+    assert response.json()["request_id"]
+
+
+async def test_the_form_takes_genre_and_its_own_defaults(client: httpx.AsyncClient, jobs: MemoryJobs) -> None:
+    response = await client.post("/generate_music_form", data={"genre": "pop ballad", "lyrics": "[verse]\nla"})
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "audio/wav"
+    (submission,) = jobs.submissions.values()
+    assert submission.params.prompt == "pop ballad"
+    assert submission.params.steps == 27
+    assert 30 <= submission.params.duration_s <= 240
+    assert submission.request_json["prompt"] == "pop ballad"
+
+
+async def test_a_form_may_fill_in_every_field_as_text(client: httpx.AsyncClient, jobs: MemoryJobs) -> None:
+    form = {name: "" if value is None else str(value) for name, value in EVERY_FIELD.items()}
+    response = await client.post("/generate_music_form", data=form)
+    assert response.status_code == 200, response.text
+    (submission,) = jobs.submissions.values()
+    assert submission.params.steps == 60
+    assert submission.params.lyrics == ""
+
+
+async def test_genre_beside_prompt_is_refused(client: httpx.AsyncClient) -> None:
+    response = await client.post("/generate_music_form", data={"genre": "pop", "prompt": "rock"})
+    assert response.status_code == 422
+
+
+@pytest.mark.parametrize("encode", ["multipart", "form"])
+async def test_a_json_route_takes_the_same_fields_from_a_form(
+    client: httpx.AsyncClient, jobs: MemoryJobs, encode: str
+) -> None:
+    fields = {name: str(value) for name, value in SHORT.items()}
+    if encode == "form":
+        response = await client.post("/generate_music", data=fields)
+    else:
+        response = await client.post("/generate_music", files={name: (None, value) for name, value in fields.items()})
+    assert response.status_code == 200, response.text
+    (submission,) = jobs.submissions.values()
+    assert (submission.params.prompt, submission.params.seed) == ("jazz piano, smooth", 7)
+
+
+async def test_a_full_queue_is_429_and_says_when_to_come_back(client: httpx.AsyncClient, jobs: MemoryJobs) -> None:
+    jobs.hold()
+    jobs.queue_limit = 1
+    assert (await client.post("/generate_music_async", json=SHORT)).status_code == 202
+    response = await client.post("/generate_music_async", json=SHORT)
+    assert response.status_code == 429
+    assert response.headers["retry-after"] == "4"
+    assert response.json()["code"] == "queue_full"
+    assert len(jobs.views) == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "status"), [("numerical", 500), ("unreadable_audio", 422), ("audio_too_large", 413), ("timeout", 504)]
+)
+async def test_a_failed_song_is_answered_with_its_code(
+    client: httpx.AsyncClient, jobs: MemoryJobs, code: str, status: int
+) -> None:
+    jobs.fail_with = (code, "it went\nwrong")
+    response = await client.post("/generate_music_direct", json=SHORT)
+    assert response.status_code == status
+    body = response.json()
+    openapi.Problem.model_validate(body)
+    assert body["code"] == code
+    assert body["detail"] == "no music was made: it went\\nwrong"
+
+
+async def test_a_client_that_leaves_cancels_its_song(client: httpx.AsyncClient, jobs: MemoryJobs) -> None:
+    jobs.hold()
+    request = asyncio.create_task(client.post("/generate_music_direct", json=SHORT))
+    await jobs.accepted.wait()
+    request.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await request
+    (request_id,) = jobs.views
+    view = await jobs.wait(request_id, 2)
+    assert view.outcome == "cancelled"
+
+
+async def test_a_queued_song_outlives_its_client(client: httpx.AsyncClient, jobs: MemoryJobs) -> None:
+    body = (await client.post("/generate_music_async", json=SHORT)).json()
+    await client.aclose()
+    assert (await jobs.wait(body["request_id"], 5)).status == "completed"
+
+
+async def test_a_lost_job_manager_is_503_and_accepts_nothing(client: httpx.AsyncClient, jobs: MemoryJobs) -> None:
+    jobs.reachable = False
+    response = await client.post("/generate_music", json=SHORT)
+    assert response.status_code == 503
+    assert response.headers["retry-after"]
+    assert response.json()["code"] == "service_unavailable"
+
+
+async def test_a_job_manager_lost_after_acceptance_is_202(client: httpx.AsyncClient, jobs: MemoryJobs) -> None:
+    jobs.waits = False
+    response = await client.post("/generate_music", json=SHORT)
+    assert response.status_code == 202
+    assert response.json()["request_id"] in jobs.views
+
+
+async def test_one_hundred_submissions_at_once_are_all_accounted_for(
+    client: httpx.AsyncClient, jobs: MemoryJobs
+) -> None:
+    jobs.hold()
+    jobs.queue_limit = 40
+    answers = await asyncio.gather(*[client.post("/generate_music_async", json=SHORT) for _ in range(100)])
+    accepted = [answer for answer in answers if answer.status_code == 202]
+    assert {answer.status_code for answer in answers} == {202, 429}
+    assert {answer.json()["request_id"] for answer in accepted} == set(jobs.views)
+
+
+async def test_behind_the_proxy_the_job_has_the_id_that_the_proxy_answers(
+    connect: Connect, settings: Settings, jobs: MemoryJobs
+) -> None:
+    client = await connect(settings, behind_proxy=True)
+    given = "0b4a3d5e-0000-4000-8000-00000000abcd"
+    response = await client.post("/generate_music_direct", json=SHORT, headers={"X-Request-ID": given})
+    assert [*jobs.views] == [given]
+    assert "x-request-id" not in response.headers  # the proxy adds it
+    repeated = await client.post("/generate_music_direct", json=SHORT, headers={"X-Request-ID": given})
+    assert len(jobs.views) == 2
+    assert repeated.headers["x-request-id"] in jobs.views
+
+
+async def test_an_id_of_another_form_is_not_taken_over(connect: Connect, settings: Settings, jobs: MemoryJobs) -> None:
+    client = await connect(settings, behind_proxy=True)
+    headers = {"X-Request-ID": "'; drop table jobs; --"}
+    response = await client.post("/generate_music_direct", json=SHORT, headers=headers)
+    assert [*jobs.views] == [response.headers["x-request-id"]]

@@ -1,0 +1,203 @@
+"""The request model: what it takes, what it refuses and in which words, and what it decides."""
+
+import json
+import math
+from typing import Any
+
+import pytest
+
+from acestep_engine.params import MAX_SEED
+from serve_app.fields import InvalidRequestError
+from serve_app.schemas import NOT_BUILT, GenerateRequest, parse_generate, parse_initialize
+
+
+def parse(**fields: Any) -> GenerateRequest:
+    return parse_generate(fields, from_form=False)
+
+
+def from_form(**fields: str) -> GenerateRequest:
+    return parse_generate(fields, from_form=True)
+
+
+def problem_with(**fields: Any) -> str:
+    """The one problem of a request, as 'field: problem'."""
+    with pytest.raises(InvalidRequestError) as caught:
+        parse_generate(fields, from_form=False)
+    (problem,) = caught.value.problems
+    return f"{problem.field}: {problem.problem}"
+
+
+def test_an_empty_request_has_the_documented_defaults() -> None:
+    request = parse()
+    assert (request.format, request.audio_duration, request.infer_step, request.guidance_scale) == (
+        "wav",
+        60.0,
+        60,
+        15.0,
+    )
+    assert (request.scheduler_type, request.cfg_type, request.omega_scale) == ("euler", "apg", 10.0)
+    assert (request.guidance_interval, request.guidance_interval_decay, request.min_guidance_scale) == (0.5, 0.0, 3.0)
+    assert (request.use_erg_tag, request.use_erg_lyric, request.use_erg_diffusion) == (True, False, True)
+    assert (request.manual_seeds, request.oss_steps, request.ref_audio_input) == (None, None, None)
+    assert (request.ref_audio_strength, request.lora_name_or_path, request.lora_weight) == (0.5, "none", 1.0)
+
+
+REFUSED: dict[str, list[object]] = {
+    "audio_duration": [-5, 0, 0.99, 240.01, 1e308, math.inf, -math.inf, math.nan, "nan", "30"],
+    "infer_step": [0, 201, 10**9, 10**400, 2.5, True, "20", None],
+    "guidance_scale": [-0.1, 30.1, math.nan, False, [15]],
+    "ref_audio_strength": [-0.1, 1.1],
+    "lora_weight": [1e9, -3.01],
+    "batch_size": [0, 2, 10**6],
+    "guidance_interval": [2, -0.5],
+    "oss_steps": ["a,b", "1000000000", "0", "5,5", "9,3", [1.5], [[1]], {"a": 1}],
+    "manual_seeds": ["abc", "1,,2", MAX_SEED + 1, -2, [1] * 10_000, 1.0, True, ["x"], "9" * 400],
+    "scheduler_type": ["dpm_solver_multistep", "ddim", "EULER", 1, []],
+    "cfg_type": ["none", None],
+    "format": ["exe", "wav/../../x", "", 3, ["wav"]],
+    "use_erg_tag": [1, 0, "true", "maybe", None],
+    "prompt": ["x" * 2_001, "a\x00b", "\ud800", "esc\x1b[31m", None, 5, ["a"]],
+    "lyrics": ["x" * 1_000_000, "\n" * 100_000, "\x07", "a\udfffb"],
+    "lora_name_or_path": ["singer", "../../x", "http://example.org/a", None],
+    "task": ["repaint", "edit", "dance", 1],
+    "audio2audio_enable": ["yes", 1],
+}
+
+
+@pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in REFUSED.items() for value in values])
+def test_a_value_out_of_range_is_refused_by_its_field(field: str, value: object) -> None:
+    problem = problem_with(**{field: value})
+    assert problem.startswith(f"{field}: ")
+    problem.encode()  # nothing in a message that UTF-8 cannot carry
+    assert problem.isprintable()
+    assert len(problem) < 250
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"audio_duration": 240.01}, "240.01 s is outside 1 to 240 s"),
+        ({"infer_step": 500}, "500 is over the limit of 200"),
+        ({"prompt": "x" * 2_001}, "2,001 characters are over the limit of 2,000"),
+        ({"scheduler_type": "ddim"}, "'ddim' is not one of 'euler', 'heun' or 'pingpong'"),
+        ({"batch_size": 4}, "4 is over the limit of 1"),
+        ({"task": "repaint"}, "not built in this version; the tasks are text2music, audio2audio"),
+        ({"promt": "a"}, "promt: is not a field of this request; did you mean prompt?"),
+        ({"Infer_Steps": 3}, "did you mean infer_step?"),
+        ({"lora_name_or_path": "x"}, "no adapters are registered"),
+        ({"callback_url": "http://example.org"}, "callback_url: is not served"),
+        ({"repaint_start": 4.0}, "belongs to the task repaint"),
+    ],
+)
+def test_a_refusal_says_the_value_and_the_limit(fields: dict[str, Any], words: str) -> None:
+    assert words in problem_with(**fields)
+
+
+def test_all_wrong_fields_are_named_at_once() -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        parse(infer_step=0, prompt=3, nonsense=1, priority=9)
+    assert {problem.field for problem in caught.value.problems} == {"infer_step", "prompt", "nonsense", "priority"}
+
+
+def test_fields_of_unbuilt_features_are_accepted_at_their_defaults() -> None:
+    assert parse(**{name: default for name, (default, _) in NOT_BUILT.items()}) == parse()
+    assert from_form(priority="5", retake_variance="0.5", repaint_start="0.0") == parse()
+
+
+def test_thousands_of_fields_are_refused_without_looking_at_each() -> None:
+    assert "over the limit of 200" in problem_with(**{f"f{i}": i for i in range(100_000)})
+
+
+def test_a_form_gives_numbers_and_switches_as_text() -> None:
+    request = from_form(
+        audio_duration=" 30.0 ", infer_step="20", use_erg_tag="off", use_erg_lyric="on", manual_seeds="7"
+    )
+    assert (request.audio_duration, request.infer_step, request.manual_seeds) == (30.0, 20, (7,))
+    assert (request.use_erg_tag, request.use_erg_lyric) == (False, True)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "1e400", "2.5", "x", "true", "0x10"])
+def test_a_form_is_held_to_the_same_limits(value: str) -> None:
+    with pytest.raises(InvalidRequestError):
+        from_form(infer_step=value)
+
+
+def test_whole_numbers_may_be_written_with_a_point() -> None:
+    assert parse(infer_step=60.0).infer_step == 60
+
+
+def test_the_format_ignores_case() -> None:
+    assert parse(format="MP3").format == "mp3"
+
+
+@pytest.mark.parametrize("text", ["🎸🎶", "שלום, مرحبا", "👩‍👩‍👧‍👦", "नमस्ते\u200d", "日本語\r\nの歌\t"])
+def test_every_script_is_kept_intact(text: str) -> None:
+    resolved = parse(prompt=text, lyrics=text).resolve(has_source=False)
+    assert resolved.params.prompt == resolved.params.lyrics == resolved.request_json["lyrics"] == text
+
+
+@pytest.mark.parametrize(
+    ("given", "seed"),
+    [("42", 42), (42, 42), ([5, 6], 5), ("5, 6", 5), (0, 0), (MAX_SEED, MAX_SEED), (str(MAX_SEED), MAX_SEED)],
+)
+def test_the_first_seed_is_the_one_that_is_used(given: object, seed: int) -> None:
+    assert parse(manual_seeds=given).resolve(has_source=False).params.seed == seed
+
+
+@pytest.mark.parametrize("given", [None, "", " ", -1, "-1", [], [-1, 3]])
+def test_no_seed_draws_one_and_reports_it(given: object) -> None:
+    request = parse(manual_seeds=given)
+    drawn = [request.resolve(has_source=False) for _ in range(8)]
+    assert len({one.params.seed for one in drawn}) > 1
+    assert all(one.request_json["manual_seeds"] == one.params.seed for one in drawn)
+
+
+def test_a_seed_that_json_readers_would_round_is_reported_as_text() -> None:
+    resolved = parse(manual_seeds=MAX_SEED).resolve(has_source=False)
+    assert resolved.request_json["manual_seeds"] == str(MAX_SEED)
+
+
+def test_a_duration_of_minus_one_is_drawn_and_reported() -> None:
+    for _ in range(20):
+        resolved = parse(audio_duration=-1).resolve(has_source=False)
+        assert 30 <= resolved.params.duration_s <= 240
+        assert resolved.request_json["audio_duration"] == resolved.params.duration_s
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"guidance_scale": 2.0},
+        {"guidance_scale": 0},
+        {"oss_steps": "1, 20, 60", "manual_seeds": str(MAX_SEED), "audio_duration": -1},
+        {"format": "OPUS", "lyrics": "", "use_erg_lyric": True, "priority": 5},
+    ],
+)
+def test_the_resolved_request_posted_again_is_the_same_request(fields: dict[str, Any]) -> None:
+    first = parse(**fields).resolve(has_source=False)
+    again = parse(**json.loads(json.dumps(first.request_json))).resolve(has_source=False)
+    assert again == first
+
+
+def test_the_minimum_of_guidance_may_exceed_its_scale_only_by_default() -> None:
+    assert parse(guidance_scale=2).min_guidance_scale == 3.0
+    assert "3 is over guidance_scale, which is 2" in problem_with(guidance_scale=2, min_guidance_scale=3)
+    assert parse(guidance_scale=1, min_guidance_scale=3).min_guidance_scale == 3.0  # guidance is off
+
+
+def test_audio2audio_needs_source_audio() -> None:
+    for fields in ({"audio2audio_enable": True}, {"task": "audio2audio"}):
+        with pytest.raises(InvalidRequestError, match="needs source audio"):
+            parse(**fields).resolve(has_source=False)
+        assert parse(**fields).resolve(has_source=True).params.task == "audio2audio"
+
+
+def test_a_source_without_audio2audio_changes_nothing() -> None:
+    assert parse().resolve(has_source=True).params.task == "text2music"
+
+
+def test_options_of_initialize_are_those_that_were_asked_for() -> None:
+    asked = parse_initialize({"checkpoint_path": "", "device_id": 0, "bf16": False}, from_form=False)
+    assert asked.options == {"bf16": False}
+    assert parse_initialize({"torch_compile": "true"}, from_form=True).options == {"torch_compile": True}
