@@ -14,17 +14,22 @@ from torch import Tensor
 from acestep_engine import tasks
 from acestep_engine.audio import SourceAudio
 from acestep_engine.checkpoint import TRANSFORMER, check_folder
-from acestep_engine.decode import decode_latents
+from acestep_engine.decode import OVERLAPPED_OVER_S, decode_latents
 from acestep_engine.devices import pick_device, pick_dtype
-from acestep_engine.errors import Cancelled, NumericalError
+from acestep_engine.errors import Cancelled
 from acestep_engine.model.autoencoder import MusicAutoencoder
 from acestep_engine.model.transformer import Context, Transformer
 from acestep_engine.offload import Residency
-from acestep_engine.params import OUTPUT_SAMPLE_RATE_HZ, GenerationParams, ModelSpec, Progress, Timings
+from acestep_engine.params import (
+    MAX_DURATION_S,
+    OUTPUT_SAMPLE_RATE_HZ,
+    GenerationParams,
+    ModelSpec,
+    Progress,
+    Timings,
+)
 from acestep_engine.tasks import TaskState
 from acestep_engine.text_encoder import Conditioning
-
-OVERLAPPED_DECODE_FROM_S = 48.0  # shorter songs fit one window, as published
 
 ProgressSink = Callable[[Progress], None]
 
@@ -92,8 +97,10 @@ class Engine:
         return Song(latents.float().cpu().numpy(), audio.cpu().numpy(), timings)
 
     def _encode_source(self, source: SourceAudio) -> Tensor:
+        """Latents (8, 16, T) of the source; what is past the longest song is left out."""
+        samples = source.samples[:, : int(MAX_DURATION_S * source.sample_rate_hz)]
         with self._residency.use(self.autoencoder):
-            return self.autoencoder.encode(torch.tensor(source.samples), source.sample_rate_hz)
+            return self.autoencoder.encode(torch.tensor(samples), source.sample_rate_hz)
 
     def _denoise(
         self,
@@ -113,8 +120,6 @@ class Engine:
                     raise Cancelled
                 task = self._step(task, context)
                 on_progress(Progress("diffusion", task.forwards_done, task.forwards))
-        if not bool(torch.isfinite(task.latents).all()):
-            raise NumericalError("the model answered NaN or infinity; no audio was made")
         return task.latents
 
     def _step(self, task: TaskState, context: Context) -> TaskState:
@@ -159,6 +164,6 @@ class Engine:
         return self.transformer.prepare_context(hidden, mask)
 
     def _decode(self, latents: Tensor, duration_s: float) -> Tensor:
-        overlapped = self.spec.overlapped_decode and duration_s > OVERLAPPED_DECODE_FROM_S
+        overlapped = self.spec.overlapped_decode and duration_s > OVERLAPPED_OVER_S
         with self._residency.use(self.autoencoder):
             return decode_latents(self.autoencoder, latents, overlapped=overlapped)

@@ -2,11 +2,15 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 import torch
-from torch import nn
 
 CPU = torch.device("cpu")
+
+
+class Movable(Protocol):
+    def to(self, device: torch.device) -> object: ...
 
 
 class Residency:
@@ -17,7 +21,7 @@ class Residency:
         self.enabled = enabled and device.type != "cpu"
 
     @contextmanager
-    def use(self, module: nn.Module) -> Iterator[None]:
+    def use(self, module: Movable) -> Iterator[None]:
         """`module` is on the device inside the block, on the CPU after it."""
         if not self.enabled:
             yield

@@ -6,7 +6,7 @@ The two stereo channels are the two image channels of the autoencoder, and a bat
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -59,6 +59,15 @@ class MusicAutoencoder:
         load_weights(dcae, folder / "music_dcae_f8c8", device=device, dtype=dtype)
         load_weights(vocoder, folder / "music_vocoder", unused=Vocoder.unused, device=device, dtype=dtype)
         return cls(dcae, vocoder, LogMel(mel_config), device, dtype)
+
+    def to(self, device: torch.device) -> Self:
+        """Move everything to `device`, in place."""
+        for module in (self.dcae, self.vocoder, self.mel):
+            module.to(device)
+        if device != self.device:
+            self.resample = Resampler(device)
+        self.device = device
+        return self
 
     @torch.inference_mode()
     def encode(self, audio: Tensor, sample_rate_hz: int) -> Tensor:

@@ -73,6 +73,13 @@ def test_nan_is_an_error_and_no_audio(engine: Engine, conditioning: Conditioning
         engine.generate(PARAMS, broken)
 
 
+@pytest.mark.slow
+def test_a_reference_longer_than_the_longest_song_is_cut(engine: Engine, conditioning: Conditioning) -> None:
+    source = SourceAudio(np.zeros((2, 250 * 8_000), np.float32), 8_000)
+    params = replace(PARAMS, task="audio2audio", ref_audio_strength=1.0)
+    assert engine.generate(params, conditioning, source).duration_s == pytest.approx(240.0, abs=0.1)
+
+
 def test_a_reference_steers_the_music(engine: Engine, conditioning: Conditioning) -> None:
     noise = np.random.default_rng(0).standard_normal((2, 48_000)).astype(np.float32) * 0.1
     source = SourceAudio(noise, 48_000)
@@ -87,6 +94,7 @@ def test_a_reference_steers_the_music(engine: Engine, conditioning: Conditioning
     assert near < far
 
 
+@pytest.mark.slow
 def test_compiled_blocks_make_the_same_music(conditioning: Conditioning, engine: Engine) -> None:
     compiled = Engine.load(replace(NANO, torch_compile=True), device="cpu")
     found = torch.tensor(compiled.generate(PARAMS, conditioning).latents)

@@ -1,0 +1,98 @@
+"""The vocoder: published names and sizes, one frame of mel to 512 samples, the same audio in tiles as in one piece."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from acestep_engine.errors import CheckpointError
+from acestep_engine.model import vocoder as module
+from acestep_engine.model.loading import check_names
+from acestep_engine.model.vocoder import Vocoder, VocoderConfig
+
+CONFIG: dict[str, Any] = {
+    "input_channels": 16,
+    "depths": [1, 1],
+    "dims": [8, 12],
+    "kernel_sizes": [7],
+    "upsample_rates": [4, 2],
+    "upsample_kernel_sizes": [8, 4],
+    "resblock_kernel_sizes": [3, 5],
+    "resblock_dilation_sizes": [[1, 3], [1, 5]],
+    "num_mels": 12,
+    "upsample_initial_channel": 16,
+    "use_template": False,
+    "pre_conv_kernel_size": 5,
+    "post_conv_kernel_size": 5,
+    "hop_length": 8,
+}
+
+
+@pytest.fixture(scope="module")
+def vocoder() -> Vocoder:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Vocoder(VocoderConfig.from_dict(CONFIG)).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def mel() -> Tensor:
+    return torch.randn(2, 16, 300, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("manifest", ["manifest-tiny.json", "manifest-v1-3.5b.json"])
+def test_published_tensors_fit_the_module_exactly(golden: Path, manifest: str) -> None:
+    published = json.loads((golden / manifest).read_text())["music_vocoder"]
+    with torch.device("meta"):
+        vocoder = Vocoder(VocoderConfig.from_dict(published["config"]))
+
+    check_names(vocoder, published["tensors"], Vocoder.unused)
+
+
+def test_each_frame_becomes_a_fixed_number_of_samples_within_one(vocoder: Vocoder, mel: Tensor) -> None:
+    audio = vocoder(mel)
+
+    assert audio.shape == (2, 1, 300 * 8)
+    assert audio.abs().max() <= 1
+    assert audio.std() > 0
+
+
+def test_channels_of_a_batch_do_not_hear_each_other(vocoder: Vocoder, mel: Tensor) -> None:
+    torch.testing.assert_close(vocoder(mel)[1:], vocoder(mel[1:]))
+
+
+@pytest.mark.parametrize("tile", [32, 37, 500, 2399, 2400])
+def test_tiles_give_the_same_audio_as_one_piece(
+    vocoder: Vocoder, mel: Tensor, tile: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = vocoder(mel)
+    monkeypatch.setattr(module, "CPU_TILE_VALUES", 0)
+    monkeypatch.setattr(module, "MIN_TILE_SAMPLES", tile)
+
+    torch.testing.assert_close(vocoder(mel), whole, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"use_template": True}, "template"),
+        ({"kernel_sizes": [7, 9]}, "parallel kernels"),
+        ({"hop_length": 512}, "contradicts itself"),
+        ({"num_mels": 13}, "contradicts itself"),
+        ({"depths": None}, "malformed"),
+        ({"kernel_sizes": []}, "malformed"),
+    ],
+)
+def test_a_config_of_another_vocoder_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        VocoderConfig.from_dict(CONFIG | change)
+
+
+def test_a_config_that_lacks_a_field_names_it() -> None:
+    config = {name: value for name, value in CONFIG.items() if name != "dims"}
+
+    with pytest.raises(CheckpointError, match="lacks 'dims'"):
+        VocoderConfig.from_dict(config)
