@@ -1,12 +1,17 @@
 """What several test folders share: the golden figures, and a checkpoint made from their recipe."""
 
+import gc
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+# Ray reads this when it is first imported: no token between the processes of a test's own cluster.
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -31,8 +36,10 @@ def ray_cluster() -> Iterator[None]:
     import ray
     from ray import serve
 
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     ray.init(num_cpus=2, num_gpus=0, include_dashboard=False, object_store_memory=300 * 2**20, log_to_driver=False)
     yield
     serve.shutdown()
-    ray.shutdown()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # Ray drops its processes' handles before they have ended
+        ray.shutdown()
+        gc.collect()

@@ -1,0 +1,88 @@
+"""Why a job did not end well: what a client is told, and whether another replica should try again."""
+
+from dataclasses import dataclass
+
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.exceptions import RayServeException
+
+from acestep_engine.errors import (
+    AudioError,
+    AudioTooLargeError,
+    CheckpointError,
+    EngineError,
+    NumericalError,
+    RequestError,
+)
+
+
+class RenderError(Exception):
+    """A Generator could not make this song for a reason of its own.
+
+    RenderError
+    ├── GpuMemoryError       the song does not fit the memory, not even alone and after freeing all that can be freed
+    └── ReplicaBrokenError   the GPU answers nothing any more; another replica must do it
+    """
+
+
+class GpuMemoryError(RenderError): ...
+
+
+class ReplicaBrokenError(RenderError): ...
+
+
+@dataclass(frozen=True)
+class Failure:
+    """`code` is a stable word for programs, `sentence` what a person reads: nothing internal in it."""
+
+    code: str
+    sentence: str
+
+
+CANCELLED = Failure("cancelled", "Cancelled by user")
+EXPIRED = Failure("expired", "the result is no longer kept")
+STORAGE = Failure("storage", "the song could not be written: the server's disk is full or may not be written")
+SOURCE_LOST = Failure("storage", "the uploaded audio is no longer there")
+INTERNAL = Failure("internal_error", "something failed inside the service; its log has the details")
+
+
+def timed_out(timeout_s: float) -> Failure:
+    return Failure("timeout", f"timed out after {timeout_s:g} s")
+
+
+def gave_up(attempts: int) -> Failure:
+    return Failure("replica_lost", f"the process that made this song stopped {attempts} times; it was not tried again")
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """What was raised in the replica, without the wrappers of the processes it crossed."""
+    while isinstance(error, RayTaskError) and isinstance(error.cause, BaseException) and error.cause is not error:
+        error = error.cause
+    return error
+
+
+def is_replica_loss(cause: BaseException) -> bool:
+    """Whether the replica, its node or what it held is gone, so that another one may do better."""
+    if isinstance(cause, RayTaskError):
+        return False
+    return isinstance(cause, RayError | RayServeException | ReplicaBrokenError)
+
+
+def explain(cause: BaseException) -> Failure | None:
+    """What to tell the client, or None for an error that nobody foresaw."""
+    match cause:
+        case AudioTooLargeError():
+            return Failure("audio_too_large", str(cause))
+        case AudioError():
+            return Failure("unreadable_audio", str(cause))
+        case RequestError():
+            return Failure("invalid_request", str(cause))
+        case NumericalError():
+            return Failure("numerical", str(cause))
+        case CheckpointError():  # its text names files of the server
+            return Failure("model_unavailable", "the model could not be loaded")
+        case GpuMemoryError():
+            return Failure("out_of_memory", str(cause))
+        case EngineError():
+            return Failure("generation_failed", str(cause))
+        case _:
+            return None

@@ -1,0 +1,315 @@
+"""The deployment that owns every job: the store, the queue, the files, who runs next. It has one replica."""
+
+import asyncio
+import contextvars
+import dataclasses
+import logging
+import time
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from ray.serve.handle import DeploymentHandle
+
+from acestep_engine.params import Progress
+from deployments.failures import CANCELLED, EXPIRED
+from deployments.fleet import Fleet
+from deployments.messages import (
+    AudioFile,
+    JobEndedError,
+    JobFailedError,
+    JobNotEndedError,
+    JobNotFoundError,
+    JobView,
+    QueueFullError,
+    QueueStatus,
+    ReplicaState,
+    ServiceError,
+    ServiceStatus,
+    StorageError,
+    Submission,
+)
+from deployments.models import Models
+from deployments.results import Folders, JobFiles
+from deployments.runner import LiveJob, Runner
+from deployments.state_lock import StateLock
+from deployments.store.protocol import Ending, JobRow, JobStore
+from deployments.store.sqlite import SqliteStore
+
+CLEANUP_INTERVAL_S = 60.0
+
+logger = logging.getLogger("ray.serve")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class JobManagerConfig:
+    """Everything the JobManager is told. `build_id` is new whenever the application is built."""
+
+    folders: Folders
+    models: Models
+    build_id: str
+    max_in_flight: int  # Generator replicas there could be
+    queue_size: int
+    job_timeout_s: float
+    result_ttl_s: float
+    row_ttl_s: float
+
+
+class JobManager:
+    """All methods but `submit`, `result` and `initialize` answer from memory or with one read of the store."""
+
+    async def __init__(  # type: ignore[misc]
+        self, config: JobManagerConfig, generator: DeploymentHandle[Any], text_encoder: DeploymentHandle[Any]
+    ) -> None:
+        """Takes up the jobs that an earlier life left, in order. Raises StorageError for an unusable state folder."""
+        self._config = config
+        logger.addFilter(_is_unexpected)
+        self._lock = await StateLock.acquire(config.folders.state)
+        try:
+            self._files = await asyncio.to_thread(JobFiles, config.folders)
+        except OSError as error:
+            raise StorageError(
+                f"the state folder {config.folders.state} cannot be written: {error.strerror}"
+            ) from error
+        self._store: JobStore = await SqliteStore.open(config.folders.store)
+        self._fleet = Fleet(self._store, config.models, config.build_id, generator, text_encoder)
+        self._runner = Runner(
+            self._store, self._files, self._fleet, generator, text_encoder, config.job_timeout_s, self._on_end
+        )
+        self._jobs: dict[str, LiveJob] = {}  # all that have not ended
+        self._waiting: dict[str, LiveJob] = {}  # those that nobody runs yet, in order
+        self._arriving: set[str] = set()  # submissions that are being written
+        self._wake = asyncio.Event()
+        self._slots = asyncio.Semaphore(config.max_in_flight)
+        self._may_start = asyncio.Event()
+        self._may_start.set()
+        await self._recover()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._spawn(self._dispatch())
+        self._spawn(self._clean_up())
+
+    async def submit(self, submission: Submission) -> JobView:
+        """Accept a job; it is on the disk when this returns. Raises QueueFullError, StorageError."""
+        if submission.request_id in self._jobs or submission.request_id in self._arriving:
+            raise StorageError(f"there is a job {submission.request_id} already")
+        waiting = len(self._waiting) + len(self._arriving)
+        if waiting >= self._config.queue_size:
+            raise QueueFullError(waiting, self._config.queue_size, self._runner.expected_wait_s(1))
+        row = JobRow(
+            request_id=submission.request_id,
+            status="pending",
+            created_at=time.time(),
+            params=submission.params,
+            audio_format=submission.audio_format,
+            request_json=submission.request_json,
+            save_file=submission.save_file,
+            has_source=submission.source is not None,
+        )
+        return await self._to_its_end(self._accept(row, submission))
+
+    async def status(self, request_id: str) -> JobView:
+        """Raises JobNotFoundError."""
+        job = self._jobs.get(request_id)
+        return self._view(job) if job is not None else self._ended_view(await self._row(request_id))
+
+    async def wait(self, request_id: str, timeout_s: float) -> JobView:
+        """The job at its end, or after `timeout_s`, whichever is first. Raises JobNotFoundError."""
+        job = self._jobs.get(request_id)
+        if job is None:
+            return self._ended_view(await self._row(request_id))
+        try:
+            async with asyncio.timeout(timeout_s):
+                await job.ended.wait()
+        except TimeoutError:
+            pass
+        return self._view(job)
+
+    async def result(self, request_id: str) -> AudioFile:
+        """The audio of a completed job. Raises JobNotFoundError, JobNotEndedError, JobFailedError."""
+        view = await self.status(request_id)
+        if not view.ended:
+            raise JobNotEndedError(view)
+        if view.outcome != "completed":
+            raise JobFailedError(view)
+        try:
+            audio = await asyncio.to_thread(self._files.read_result, request_id, view.audio_format)
+        except FileNotFoundError:
+            gone = dataclasses.replace(
+                view, outcome="expired", error=EXPIRED.sentence, error_code=EXPIRED.code, result=None
+            )
+            raise JobFailedError(gone) from None
+        return AudioFile(view, audio)
+
+    async def cancel(self, request_id: str) -> JobView:
+        """End a job that waits or runs; a cancelled one stays as it is. Raises JobNotFoundError, JobEndedError."""
+        job = self._jobs.get(request_id)
+        if job is not None:
+            ending = Ending("cancelled", time.time(), error=CANCELLED.sentence, error_code=CANCELLED.code)
+            if await self._to_its_end(self._runner.end(job, ending)):
+                return self._view(job)
+        view = self._ended_view(await self._row(request_id))
+        if view.outcome != "cancelled":
+            raise JobEndedError(view)
+        return view
+
+    async def queue_status(self) -> QueueStatus:
+        counts = await self._store.counts()
+        return QueueStatus(len(self._waiting), counts, sum(counts.values()))
+
+    async def service_status(self) -> ServiceStatus:
+        """From memory: the replicas report by themselves."""
+        return self._fleet.status(len(self._waiting))
+
+    async def report(self, state: ReplicaState) -> None:
+        """Called by every Generator replica once a second."""
+        self._fleet.note(state)
+
+    async def initialize(self, name: str | None, options: Mapping[str, Any]) -> ServiceStatus:
+        """Serve another model, or the same with other options, from the next job on. No job starts meanwhile.
+
+        Options are `Models.choose`'s. Raises ModelUnavailableError; the old model stays then.
+        """
+        self._may_start.clear()
+        try:
+            await self._fleet.initialize(name, options)
+        finally:
+            self._may_start.set()
+        return self._fleet.status(len(self._waiting))
+
+    async def __del__(self) -> None:
+        """Serve awaits this before the replica stops."""
+        await self.stop()
+
+    async def stop(self) -> None:
+        """Let go of the Generators and the store. The next life runs what is left."""
+        if not hasattr(self, "_tasks"):
+            return  # it never came up
+        for task in self._tasks:
+            task.cancel()  # a run that is cancelled aborts its Generator's call
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._store.close()
+        self._lock.release()
+
+    async def _accept(self, row: JobRow, submission: Submission) -> JobView:
+        self._arriving.add(row.request_id)
+        try:
+            await self._keep(row, submission)
+        finally:
+            self._arriving.remove(row.request_id)
+        return self._view(self._enqueue(row))
+
+    async def _keep(self, row: JobRow, submission: Submission) -> None:
+        if submission.source is not None:
+            try:
+                await asyncio.to_thread(self._files.write_source, row.request_id, submission.source)
+            except OSError as error:
+                raise StorageError(f"the uploaded audio cannot be kept: {error.strerror}") from error
+        try:
+            await self._store.add(row)
+        except StorageError:
+            await asyncio.to_thread(self._files.remove_source, row.request_id)
+            raise
+
+    async def _recover(self) -> None:
+        await self._fleet.restore()
+        rows = await self._store.recover()
+        for row in rows:
+            self._enqueue(row)
+        await asyncio.to_thread(self._files.remove_sources_except, {row.request_id for row in rows})
+        if rows:
+            logger.info("%d jobs of an earlier run wait again", len(rows))
+
+    def _enqueue(self, row: JobRow) -> LiveJob:
+        job = LiveJob(row)
+        self._jobs[row.request_id] = self._waiting[row.request_id] = job
+        self._wake.set()
+        return job
+
+    async def _dispatch(self) -> None:
+        """Start jobs in order, as many at a time as Generators could run. Serve sees those as demand to scale on."""
+        while True:
+            await self._slots.acquire()
+            while not self._waiting:
+                self._wake.clear()
+                await self._wake.wait()
+            await self._may_start.wait()
+            if not self._waiting:  # cancelled meanwhile
+                self._slots.release()
+                continue
+            job = self._waiting.pop(next(iter(self._waiting)))
+            self._spawn(self._run(job))
+
+    async def _run(self, job: LiveJob) -> None:
+        try:
+            await self._runner.run(job)
+        finally:
+            self._slots.release()
+
+    def _on_end(self, job: LiveJob) -> None:
+        self._jobs.pop(job.row.request_id, None)
+        self._waiting.pop(job.row.request_id, None)
+
+    async def _clean_up(self) -> None:
+        while True:
+            now = time.time()
+            try:
+                await self._store.expire_results(now - self._config.result_ttl_s)
+                await self._store.remove_ended(now - self._config.row_ttl_s)
+                await asyncio.to_thread(self._files.remove_results, now - self._config.result_ttl_s)
+            except (StorageError, OSError) as error:
+                logger.warning("old results could not be removed: %s", error)
+            await asyncio.sleep(CLEANUP_INTERVAL_S)
+
+    async def _to_its_end(self, work: Coroutine[Any, Any, T]) -> T:
+        """What is written and what is remembered must agree, even if the caller leaves in between."""
+        return await asyncio.shield(self._spawn(work))
+
+    def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run in the background, in no request's context: Serve cancels the calls that a request made with it."""
+        task = asyncio.create_task(work, context=contextvars.Context())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _row(self, request_id: str) -> JobRow:
+        row = await self._store.get(request_id)
+        if row is None:
+            raise JobNotFoundError(request_id)
+        return row
+
+    def _view(self, job: LiveJob) -> JobView:
+        if job.row.ended:
+            return self._ended_view(job.row)
+        position = next((i for i, request_id in enumerate(self._waiting) if request_id == job.row.request_id), 0)
+        running = job.row.status == "processing"
+        return _view_of(job.row, None if running else position, job.progress)
+
+    @staticmethod
+    def _ended_view(row: JobRow) -> JobView:
+        return _view_of(row, None, None)
+
+
+def _is_unexpected(record: logging.LogRecord) -> bool:
+    """Serve logs whatever a method raises as an error with a traceback; what we answer on purpose is none."""
+    return record.exc_info is None or not isinstance(record.exc_info[1], ServiceError)
+
+
+def _view_of(row: JobRow, position: int | None, progress: Progress | None) -> JobView:
+    expired = row.outcome == "expired"
+    return JobView(
+        request_id=row.request_id,
+        status=row.status,
+        created_at=row.created_at,
+        audio_format=row.audio_format,
+        request_json=row.request_json,
+        seed=row.params.seed,
+        outcome=row.outcome,
+        started_at=row.started_at,
+        completed_at=row.completed_at,
+        position=position,
+        progress=progress,
+        error=EXPIRED.sentence if expired else row.error,
+        error_code=EXPIRED.code if expired else row.error_code,
+        result=None if expired else row.result,
+    )

@@ -1,0 +1,44 @@
+"""One JobManager at a time for one state folder: while Serve replaces it, two of them live for a moment."""
+
+import asyncio
+import fcntl
+import os
+from pathlib import Path
+from typing import Self
+
+from deployments.messages import StorageError
+
+WAIT_S = 60.0
+POLL_S = 0.1
+
+
+class StateLock:
+    """Holds a lock that the system releases when the process ends, however it ends."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    @classmethod
+    async def acquire(cls, folder: Path) -> Self:
+        """Wait until no other process holds the folder. Raises StorageError after a minute, or if it is read-only."""
+        try:
+            os.makedirs(folder, exist_ok=True)
+            descriptor = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o644)
+        except OSError as error:
+            raise StorageError(f"the state folder {folder} cannot be written: {error.strerror}") from error
+        deadline = asyncio.get_running_loop().time() + WAIT_S
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if asyncio.get_running_loop().time() >= deadline:
+                    os.close(descriptor)
+                    raise StorageError(
+                        f"another service uses the state folder {folder}: stop it, or set another `state_dir`"
+                    ) from None
+                await asyncio.sleep(POLL_S)
+            else:
+                return cls(descriptor)
+
+    def release(self) -> None:
+        os.close(self._descriptor)

@@ -1,0 +1,103 @@
+"""What the JobManager needs of a job store, whatever keeps it.
+
+Every change of a job's state is a compare-and-set: it answers False when the job was not in a state that allows it, so
+that an ended job never changes again, whoever comes late.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from acestep_engine.params import AudioFormat, GenerationParams
+from deployments.messages import JobResult, Outcome, Status, StorageError
+
+
+class StoreFormatError(StorageError):
+    """The store was not written by this version, or it is damaged. It is left as it is."""
+
+
+@dataclass(frozen=True)
+class JobRow:
+    """A job as it is kept. Times are Unix seconds."""
+
+    request_id: str
+    status: Status
+    created_at: float
+    params: GenerationParams
+    audio_format: AudioFormat
+    request_json: dict[str, Any]
+    save_file: bool = False
+    has_source: bool = False  # an uploaded file lies beside the store until the job ends
+    attempts: int = 0  # how often it was handed to a Generator
+    started_at: float | None = None
+    completed_at: float | None = None
+    outcome: Outcome | None = None
+    error: str | None = None
+    error_code: str | None = None
+    result: JobResult | None = None
+    output_path: str | None = None  # the file name it has claimed in the output folder
+
+    @property
+    def ended(self) -> bool:
+        return self.outcome is not None
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a job ended: `result` for completed ones, `error` and `error_code` for all others."""
+
+    outcome: Outcome
+    at: float
+    result: JobResult | None = None
+    error: str | None = None
+    error_code: str | None = None
+
+    @property
+    def status(self) -> Status:
+        return "completed" if self.outcome == "completed" else "failed"
+
+
+class JobStore(Protocol):
+    """Every method raises StorageError when the store cannot be read or written just now."""
+
+    async def add(self, row: JobRow) -> None:
+        """Keep a new pending job. It is durable when this returns."""
+
+    async def get(self, request_id: str) -> JobRow | None:
+        """The row, or None."""
+
+    async def begin_attempt(self, request_id: str) -> int | None:
+        """Count an attempt of a job that has not ended: how many there are now, or None if it has ended."""
+
+    async def give_back(self, request_id: str) -> bool:
+        """processing -> pending and one attempt less, for a service that stops on purpose. False if it has ended."""
+
+    async def start(self, request_id: str, at: float) -> bool:
+        """pending -> processing. False if it was not pending."""
+
+    async def claim_output(self, request_id: str, path: str) -> bool:
+        """Remember which output file belongs to a job that has not ended. False if it has."""
+
+    async def finish(self, request_id: str, ending: Ending) -> bool:
+        """pending or processing -> completed or failed. False if it had ended before."""
+
+    async def recover(self) -> list[JobRow]:
+        """Put every job that has not ended back to pending; all of them, in the order they were added."""
+
+    async def counts(self) -> dict[Status, int]:
+        """How many jobs are kept, by status; every status is there."""
+
+    async def expire_results(self, completed_before: float) -> Sequence[str]:
+        """completed -> expired for the jobs completed before that time: their ids. Their status stays completed."""
+
+    async def remove_ended(self, completed_before: float) -> Sequence[str]:
+        """Forget the jobs that ended before that time: their ids."""
+
+    async def get_setting(self, key: str) -> str | None:
+        """A setting that outlives the process, or None."""
+
+    async def put_setting(self, key: str, value: str) -> None:
+        """Keep a setting."""
+
+    async def close(self) -> None:
+        """Write what is left and let go of the store."""

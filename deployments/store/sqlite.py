@@ -1,0 +1,274 @@
+"""The job store in one SQLite file."""
+
+import asyncio
+import dataclasses
+import json
+import sqlite3
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Self, TypeVar, get_args
+
+from acestep_engine.params import GenerationParams
+from deployments.messages import JobResult, Status, StorageError
+from deployments.store.protocol import Ending, JobRow, StoreFormatError
+
+SCHEMA_VERSION = 1
+SCHEMA = """
+CREATE TABLE schema_version (version INTEGER NOT NULL);
+CREATE TABLE jobs (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    request_id TEXT NOT NULL UNIQUE,
+    status TEXT NOT NULL,
+    created_at REAL NOT NULL,
+    params TEXT NOT NULL,
+    audio_format TEXT NOT NULL,
+    request_json TEXT NOT NULL,
+    save_file INTEGER NOT NULL,
+    has_source INTEGER NOT NULL,
+    attempts INTEGER NOT NULL,
+    started_at REAL,
+    completed_at REAL,
+    outcome TEXT,
+    error TEXT,
+    error_code TEXT,
+    result TEXT,
+    output_path TEXT
+);
+CREATE INDEX jobs_by_end ON jobs (completed_at);
+CREATE TABLE settings (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+"""
+COLUMNS = tuple(field.name for field in dataclasses.fields(JobRow))
+BUSY_TIMEOUT_MS = 5_000  # another process may be reading a copy or checking the file
+
+T = TypeVar("T")
+Operation = Callable[[sqlite3.Connection], Any]
+
+
+class SqliteStore:
+    """A JobStore. One thread owns the connection; changes that wait at the same time share one commit to the disk."""
+
+    def __init__(self, connection: sqlite3.Connection, thread: ThreadPoolExecutor) -> None:
+        self._connection = connection
+        self._thread = thread
+        self._waiting: list[tuple[Operation, asyncio.Future[Any]]] = []
+        self._writer: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def open(cls, path: Path) -> Self:
+        """Open the store, or make an empty one. Raises StoreFormatError for a damaged, foreign or newer file."""
+        thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="job-store")
+        try:
+            connection = await asyncio.get_running_loop().run_in_executor(thread, _connect, path)
+        except StorageError:
+            thread.shutdown()
+            raise
+        return cls(connection, thread)
+
+    async def add(self, row: JobRow) -> None:
+        values = _to_columns(row)
+        marks = ", ".join("?" * len(COLUMNS))
+        await self._run(lambda db: db.execute(f"INSERT INTO jobs ({', '.join(COLUMNS)}) VALUES ({marks})", values))
+
+    async def get(self, request_id: str) -> JobRow | None:
+        def read(db: sqlite3.Connection) -> JobRow | None:
+            row = db.execute(_select("request_id = ?"), (request_id,)).fetchone()
+            return None if row is None else _from_columns(row)
+
+        return await self._run(read)
+
+    async def begin_attempt(self, request_id: str) -> int | None:
+        def count(db: sqlite3.Connection) -> int | None:
+            row = db.execute(
+                "UPDATE jobs SET attempts = attempts + 1 WHERE request_id = ? AND outcome IS NULL RETURNING attempts",
+                (request_id,),
+            ).fetchone()
+            return None if row is None else int(row["attempts"])
+
+        return await self._run(count)
+
+    async def give_back(self, request_id: str) -> bool:
+        return await self._change(
+            "UPDATE jobs SET status = 'pending', started_at = NULL, attempts = max(0, attempts - 1)"
+            " WHERE request_id = ? AND outcome IS NULL",
+            (request_id,),
+        )
+
+    async def start(self, request_id: str, at: float) -> bool:
+        return await self._change(
+            "UPDATE jobs SET status = 'processing', started_at = ? WHERE request_id = ? AND status = 'pending'",
+            (at, request_id),
+        )
+
+    async def claim_output(self, request_id: str, path: str) -> bool:
+        return await self._change(
+            "UPDATE jobs SET output_path = ? WHERE request_id = ? AND outcome IS NULL", (path, request_id)
+        )
+
+    async def finish(self, request_id: str, ending: Ending) -> bool:
+        result = None if ending.result is None else json.dumps(dataclasses.asdict(ending.result))
+        return await self._change(
+            "UPDATE jobs SET status = ?, outcome = ?, completed_at = ?, error = ?, error_code = ?, result = ?"
+            " WHERE request_id = ? AND outcome IS NULL",
+            (ending.status, ending.outcome, ending.at, ending.error, ending.error_code, result, request_id),
+        )
+
+    async def recover(self) -> list[JobRow]:
+        def requeue(db: sqlite3.Connection) -> list[JobRow]:
+            db.execute("UPDATE jobs SET status = 'pending', started_at = NULL WHERE status = 'processing'")
+            return [_from_columns(row) for row in db.execute(_select("outcome IS NULL ORDER BY seq"))]
+
+        return await self._run(requeue)
+
+    async def counts(self) -> dict[Status, int]:
+        def count(db: sqlite3.Connection) -> dict[Status, int]:
+            rows = dict(db.execute("SELECT status, count(*) FROM jobs GROUP BY status").fetchall())
+            return {status: rows.get(status, 0) for status in get_args(Status)}
+
+        return await self._run(count)
+
+    async def expire_results(self, completed_before: float) -> Sequence[str]:
+        return await self._changed_ids(
+            "UPDATE jobs SET outcome = 'expired' WHERE outcome = 'completed' AND completed_at < ? RETURNING request_id",
+            completed_before,
+        )
+
+    async def remove_ended(self, completed_before: float) -> Sequence[str]:
+        return await self._changed_ids(
+            "DELETE FROM jobs WHERE outcome IS NOT NULL AND completed_at < ? RETURNING request_id", completed_before
+        )
+
+    async def get_setting(self, key: str) -> str | None:
+        def read(db: sqlite3.Connection) -> str | None:
+            row = db.execute("SELECT value FROM settings WHERE key = ?", (key,)).fetchone()
+            return None if row is None else str(row["value"])
+
+        return await self._run(read)
+
+    async def put_setting(self, key: str, value: str) -> None:
+        await self._run(lambda db: db.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (key, value)))
+
+    async def close(self) -> None:
+        if self._writer is not None:
+            await self._writer
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._connection.close)
+        self._thread.shutdown(wait=False)
+
+    async def _change(self, statement: str, values: tuple[object, ...]) -> bool:
+        return await self._run(lambda db: db.execute(statement, values).rowcount == 1)
+
+    async def _changed_ids(self, statement: str, before: float) -> list[str]:
+        return await self._run(lambda db: [row["request_id"] for row in db.execute(statement, (before,)).fetchall()])
+
+    async def _run(self, operation: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `operation` in the store's thread; its changes are on the disk when this returns."""
+        answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._waiting.append((operation, answer))
+        if self._writer is None or self._writer.done():
+            self._writer = asyncio.create_task(self._write_waiting())
+        return await answer
+
+    async def _write_waiting(self) -> None:
+        while self._waiting:
+            batch, self._waiting = self._waiting, []
+            batch = [(operation, answer) for operation, answer in batch if not answer.cancelled()]
+            operations = [operation for operation, _ in batch]
+            try:
+                results = await asyncio.get_running_loop().run_in_executor(self._thread, self._commit, operations)
+                for (_, answer), result in zip(batch, results, strict=True):
+                    _settle(answer, result)
+            finally:  # only if the code above is wrong: whoever waits must hear of it
+                for _, answer in batch:
+                    _settle(answer, StorageError("the job store could not do that"))
+
+    def _commit(self, operations: Sequence[Operation]) -> list[Any]:
+        """The result of each operation, or the StorageError it failed with. Runs in the store's thread."""
+        db = self._connection
+        try:
+            db.execute("BEGIN IMMEDIATE")
+            results = [operation(db) for operation in operations]
+            db.execute("COMMIT")
+        except sqlite3.Error as error:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            if len(operations) > 1 and not isinstance(error, sqlite3.OperationalError):
+                return [result for operation in operations for result in self._commit([operation])]
+            return [StorageError(f"the job store cannot be used just now: {error}")] * len(operations)
+        return results
+
+
+def _settle(answer: "asyncio.Future[Any]", result: object) -> None:
+    if answer.done():
+        return
+    if isinstance(result, StorageError):
+        answer.set_exception(result)
+    else:
+        answer.set_result(result)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    except (OSError, sqlite3.Error) as error:
+        raise StorageError(f"the job store {path} cannot be opened: {error}") from error
+    connection.row_factory = sqlite3.Row
+    try:
+        connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+        _check_format(connection, path)
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+    except sqlite3.OperationalError as error:
+        connection.close()
+        raise StorageError(f"the job store {path} cannot be opened: {error}") from error
+    except sqlite3.DatabaseError as error:
+        connection.close()
+        raise StoreFormatError(_refusal(path, f"is damaged or no job store ({error})")) from error
+    except StoreFormatError:
+        connection.close()
+        raise
+    return connection
+
+
+def _check_format(db: sqlite3.Connection, path: Path) -> None:
+    """Make the tables of an empty file; raise StoreFormatError for a file of another kind."""
+    tables = {row["name"] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if not tables:
+        db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} INSERT INTO schema_version VALUES ({SCHEMA_VERSION}); COMMIT;")
+        return
+    if "schema_version" not in tables:
+        raise StoreFormatError(_refusal(path, "belongs to another program"))
+    version = db.execute("SELECT version FROM schema_version").fetchone()["version"]
+    if version != SCHEMA_VERSION:
+        raise StoreFormatError(_refusal(path, f"has format {version}, this version reads format {SCHEMA_VERSION}"))
+    problem = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+    if problem != "ok":
+        raise StoreFormatError(_refusal(path, f"is damaged ({problem})"))
+
+
+def _refusal(path: Path, problem: str) -> str:
+    return f"the job store {path} {problem}; it was left as it is: move it away to start with an empty one"
+
+
+def _select(condition: str) -> str:
+    return f"SELECT {', '.join(COLUMNS)} FROM jobs WHERE {condition}"
+
+
+def _to_columns(row: JobRow) -> list[object]:
+    values = {name: getattr(row, name) for name in COLUMNS}
+    values["params"] = json.dumps(dataclasses.asdict(row.params))
+    values["request_json"] = json.dumps(row.request_json)
+    values["result"] = None if row.result is None else json.dumps(dataclasses.asdict(row.result))
+    return [values[name] for name in COLUMNS]
+
+
+def _from_columns(row: sqlite3.Row) -> JobRow:
+    values = dict(row)
+    params = json.loads(values["params"])
+    params["oss_steps"] = tuple(params["oss_steps"])
+    values["params"] = GenerationParams(**params)
+    values["request_json"] = json.loads(values["request_json"])
+    values["save_file"], values["has_source"] = bool(values["save_file"]), bool(values["has_source"])
+    if values["result"] is not None:
+        values["result"] = JobResult(**json.loads(values["result"]))
+    return JobRow(**values)

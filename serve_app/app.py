@@ -1,0 +1,151 @@
+"""Binds the deployments together. `serve run serve_config.yaml` and `acestep-serve` both start here."""
+
+import uuid
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import serve
+from ray.serve import Application
+from ray.serve.config import AutoscalingConfig
+from ray.serve.schema import LoggingConfig
+
+from acestep_engine.audio import AudioLimits
+from deployments.generator import Generator
+from deployments.job_manager import JobManager, JobManagerConfig
+from deployments.messages import JOB_MANAGER
+from deployments.models import ModelChoice, Models, resolve_models
+from deployments.placement import Placement, ReplicaRequest, place
+from deployments.results import Folders
+from deployments.text_encoder import TextEncoder
+from serve_app.ingress import Ingress
+from serve_app.settings import Settings
+
+MANY_REQUESTS = 10_000  # the JobManager bounds its queue itself; Serve's default of 5 would be a bottleneck
+JOB_MANAGER_GRACE_S = 10.0  # its jobs run in its next life
+HEALTH_CHECK_PERIOD_S = 5.0
+
+
+def build_app(settings: Settings) -> Application:
+    """The application for the cluster that Ray is connected to.
+
+    Relative folders mean those of the directory this is called in. Raises PlacementError for replicas that the cluster
+    has no place for, ModelUnavailableError for a model that cannot be had.
+    """
+    resources = ray.cluster_resources()
+    placement = place(_replica_request(settings), resources.get("CPU", 0.0), resources.get("GPU", 0.0))
+    models = resolve_models(_model_choice(settings), cluster_has_gpu=placement.generator_gpus > 0)
+    resolved = settings.model_copy(
+        update={
+            "output_dir": _absolute(settings.output_dir),
+            "state_dir": _absolute(settings.state_dir),
+            "audio_root": None if settings.audio_root is None else _absolute(settings.audio_root),
+        }
+    )
+    quiet = LoggingConfig(log_level=settings.log_level, enable_access_log=False)
+    generator = _generator(settings, placement, models, quiet)
+    text_encoder = _text_encoder(settings, placement, models, quiet)
+    config = JobManagerConfig(
+        folders=Folders(resolved.state_dir, resolved.output_dir, _shown(settings.output_dir)),
+        models=models,
+        build_id=uuid.uuid4().hex,
+        max_in_flight=placement.max_replicas,
+        queue_size=settings.limits.queue_size,
+        job_timeout_s=settings.jobs.job_timeout_s,
+        result_ttl_s=settings.jobs.result_ttl_s,
+        row_ttl_s=settings.jobs.row_ttl_s,
+    )
+    job_manager = serve.deployment(JobManager).options(
+        name=JOB_MANAGER,
+        num_replicas=1,
+        max_ongoing_requests=MANY_REQUESTS,
+        ray_actor_options={"num_cpus": 0},
+        graceful_shutdown_timeout_s=JOB_MANAGER_GRACE_S,
+        logging_config=quiet,
+    )
+    ingress_deployment: Any = Ingress  # the decorator made a deployment of the class, unknown to its types
+    ingress = ingress_deployment.options(
+        num_replicas=settings.ingress_replicas,
+        ray_actor_options={"num_cpus": 0},
+        logging_config=quiet,  # it writes its own line for each request
+    )
+    return ingress.bind(resolved, job_manager.bind(config, generator, text_encoder))
+
+
+def _generator(settings: Settings, placement: Placement, models: Models, logging: LoggingConfig) -> Application:
+    limits = settings.limits
+    audio_limits = AudioLimits(
+        max_duration_s=limits.source_duration_s,
+        max_channels=limits.source_channels,
+        min_rate_hz=limits.source_min_rate_hz,
+        max_rate_hz=limits.source_max_rate_hz,
+    )
+    deployment = serve.deployment(Generator).options(
+        autoscaling_config=AutoscalingConfig(
+            min_replicas=placement.min_replicas,
+            max_replicas=placement.max_replicas,
+            target_ongoing_requests=1,
+            look_back_period_s=15,  # Serve wants it over its own 10 s between reports
+            upscale_delay_s=2,
+            downscale_delay_s=300,  # a model takes long to load
+        ),
+        max_ongoing_requests=1,
+        ray_actor_options={"num_cpus": placement.generator_cpus, "num_gpus": placement.generator_gpus},
+        graceful_shutdown_timeout_s=settings.generator.graceful_shutdown_timeout_s,
+        health_check_period_s=HEALTH_CHECK_PERIOD_S,
+        logging_config=logging,
+    )
+    return deployment.bind(models.first, placement.generator_gpus > 0, audio_limits, models.download_to)
+
+
+def _text_encoder(settings: Settings, placement: Placement, models: Models, logging: LoggingConfig) -> Application:
+    encoder = settings.text_encoder
+    deployment = serve.deployment(TextEncoder).options(
+        num_replicas=encoder.replicas,
+        max_ongoing_requests=MANY_REQUESTS,
+        ray_actor_options={"num_cpus": 0, "num_gpus": placement.text_encoder_gpus},
+        logging_config=logging,
+    )
+    return deployment.bind(
+        models.first,
+        placement.text_encoder_gpus > 0,
+        encoder.cache_entries,
+        encoder.max_batch_size,
+        encoder.batch_wait_timeout_s,
+        models.download_to,
+    )
+
+
+def _replica_request(settings: Settings) -> ReplicaRequest:
+    return ReplicaRequest(
+        min_replicas=settings.generator.min_replicas,
+        max_replicas=settings.generator.max_replicas,
+        use_gpu=settings.generator.use_gpu,
+        cluster_autoscales=settings.generator.cluster_autoscales,
+        text_encoder_replicas=settings.text_encoder.replicas,
+        text_encoder_gpus=settings.text_encoder.num_gpus,
+    )
+
+
+def _model_choice(settings: Settings) -> ModelChoice:
+    return ModelChoice(
+        model=settings.model,
+        checkpoints=settings.checkpoints,
+        checkpoint_dir=settings.checkpoint_dir,
+        download=settings.download,
+        bf16=settings.bf16,
+        torch_compile=settings.torch_compile,
+        cpu_offload=settings.cpu_offload,
+        overlapped_decode=settings.overlapped_decode,
+    )
+
+
+def _absolute(path: Path) -> Path:
+    """Replicas may run in another directory."""
+    return path.expanduser().absolute()
+
+
+def _shown(output_dir: Path) -> str:
+    """How `audio_path` names the output folder: as it was configured."""
+    path = str(output_dir)
+    return path if path.startswith(("/", "~", "..")) else f"./{path}"

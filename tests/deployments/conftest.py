@@ -1,0 +1,40 @@
+"""Job stores, and rows to put into them."""
+
+import dataclasses
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from acestep_engine.params import GenerationParams
+from deployments.store.protocol import JobRow, JobStore
+from deployments.store.sqlite import SqliteStore
+
+OpenStore = Callable[[], Awaitable[JobStore]]
+
+
+def make_row(request_id: str, **changes: object) -> JobRow:
+    params = GenerationParams("piano", "[verse]\nla 🎹 ﷽", 10.0, 2**64 - 1, oss_steps=(1, 5), vocal_language="de")
+    row = JobRow(request_id, "pending", 1_000.0, params, "flac", {"prompt": "piano", "manual_seeds": [2**64 - 1]})
+    return dataclasses.replace(row, **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture(params=["sqlite"])
+async def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[OpenStore]:
+    """Opens the same store again and again; each backend that keeps jobs is one parameter here."""
+    opened: list[JobStore] = []
+
+    async def open_it() -> JobStore:
+        if opened:
+            await opened.pop().close()
+        opened.append(await SqliteStore.open(tmp_path / "state" / "jobs.sqlite3"))
+        return opened[0]
+
+    yield open_it
+    for store in opened:
+        await store.close()
+
+
+@pytest.fixture
+async def store(open_store: OpenStore) -> JobStore:
+    return await open_store()

@@ -1,0 +1,404 @@
+"""The JobManager with scripted replicas in place of Serve's handles: what happens when they misbehave.
+
+The same with real replicas, and with those that are killed, is in tests/e2e.
+"""
+
+import asyncio
+import dataclasses
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pytest
+from ray.exceptions import ActorDiedError, RayTaskError
+from ray.serve.exceptions import RequestCancelledError
+
+from acestep_engine.checkpoint import NANO_PATH
+from acestep_engine.errors import NumericalError
+from acestep_engine.params import GenerationParams, ModelSpec, Progress, Timings
+from deployments.failures import GpuMemoryError
+from deployments.job_manager import JobManager, JobManagerConfig
+from deployments.messages import (
+    JobEndedError,
+    JobFailedError,
+    JobView,
+    Rendered,
+    RenderJob,
+    ReplicaState,
+    StorageError,
+    Submission,
+)
+from deployments.models import Models
+from deployments.results import Folders
+from deployments.store.protocol import StoreFormatError
+
+SONG = Rendered(np.arange(4, dtype=np.uint8), np.zeros((8, 16, 2), np.float32), 1.5, Timings(1.0, 0.5), "nano", "cpu")
+Script = Callable[[RenderJob], AsyncIterator[Progress | Rendered]]
+
+
+class ScriptedResponse:
+    """As Serve's DeploymentResponseGenerator: an iteration that another task may cancel."""
+
+    def __init__(self, messages: AsyncIterator[Progress | Rendered]) -> None:
+        self._messages = messages
+        self._cancelled = asyncio.Event()
+
+    def cancel(self) -> None:
+        self._cancelled.set()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Progress | Rendered:
+        following = asyncio.ensure_future(anext(self._messages))
+        cancelled = asyncio.ensure_future(self._cancelled.wait())
+        try:
+            await asyncio.wait([following, cancelled], return_when=asyncio.FIRST_COMPLETED)
+            if not self._cancelled.is_set():
+                return await following
+            raise RequestCancelledError
+        finally:
+            following.cancel()
+            cancelled.cancel()
+            await asyncio.gather(following, cancelled, return_exceptions=True)
+
+
+class ScriptedGenerator:
+    """As the Generator's handle. `started` are the jobs it was given, in order."""
+
+    def __init__(self, script: Script) -> None:
+        self.script = script
+        self.started: list[str] = []
+
+    def options(self, **options: object) -> Self:
+        return self
+
+    def remote(self, spec: ModelSpec, job: RenderJob, *rest: object) -> ScriptedResponse:
+        self.started.append(job.request_id)
+        return ScriptedResponse(self.script(job))
+
+
+class ScriptedTextEncoder:
+    def options(self, **options: object) -> Self:
+        return self
+
+    def remote(self, *arguments: object) -> None:
+        return None
+
+
+async def sing(job: RenderJob) -> AsyncIterator[Progress | Rendered]:
+    yield Progress("diffusion", 0, 2)
+    yield Progress("diffusion", 2, 2)
+    yield SONG
+
+
+async def sing_for_ever(job: RenderJob) -> AsyncIterator[Progress | Rendered]:
+    yield Progress("diffusion", 1, 2)
+    await asyncio.Event().wait()
+
+
+def failing(error: Exception) -> Script:
+    """Raises as Serve does what was raised in a replica."""
+
+    async def fail(job: RenderJob) -> AsyncIterator[Progress | Rendered]:
+        yield Progress("diffusion", 1, 2)
+        raise RayTaskError("generate", "Traceback of the replica: secret", error).as_instanceof_cause()
+
+    return fail
+
+
+async def die(job: RenderJob) -> AsyncIterator[Progress | Rendered]:
+    yield Progress("diffusion", 1, 2)
+    raise ActorDiedError
+
+
+class Manager(JobManager):
+    def __del__(self) -> None:  # type: ignore[override]
+        """Serve awaits the finaliser of a JobManager; Python itself would not."""
+
+
+class House:
+    """A JobManager on a folder, which may be closed and opened again."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.generator = ScriptedGenerator(sing)
+        nano = ModelSpec("nano", str(NANO_PATH))
+        self.config = JobManagerConfig(
+            folders=Folders(root / "state", root / "outputs", "./outputs"),
+            models=Models(nano, {"nano": nano}),
+            build_id="b",
+            max_in_flight=1,
+            queue_size=5,
+            job_timeout_s=60,
+            result_ttl_s=3600,
+            row_ttl_s=7200,
+        )
+        self.manager: JobManager
+
+    async def open(self, **changes: Any) -> None:
+        self.config = dataclasses.replace(self.config, **changes)
+        manager = Manager.__new__(Manager)  # as Serve does: the constructor is a coroutine
+        starting: Any = JobManager.__init__(manager, self.config, self.generator, ScriptedTextEncoder())
+        await starting
+        self.manager = manager
+
+    async def close(self) -> None:
+        await self.manager.stop()
+
+    async def submit(self, **changes: Any) -> str:
+        params = GenerationParams("piano", "", 1.0, seed=3)
+        submission = Submission(uuid.uuid4().hex, params, "wav", {"prompt": "piano"})
+        submission = dataclasses.replace(submission, **changes)
+        await self.manager.submit(submission)
+        return submission.request_id
+
+    async def end_of(self, request_id: str) -> JobView:
+        view = await self.manager.wait(request_id, 10)
+        assert view.ended, view
+        return view
+
+    async def until_running(self, request_id: str) -> None:
+        async def runs() -> bool:
+            return (await self.manager.status(request_id)).status == "processing"
+
+        await until(runs)
+
+    def files(self) -> list[str]:
+        """What lies there of jobs."""
+        folders = ("state/results", "state/latents", "state/sources", "outputs")
+        return [str(p.relative_to(self.root)) for folder in folders for p in (self.root / folder).rglob("*")]
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncIterator[House]:
+    house = House(tmp_path)
+    await house.open()
+    yield house
+    await house.close()
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(10):
+        while not await condition():  # noqa: ASYNC110  # it is on the disk, where no event tells of it
+            await asyncio.sleep(0.01)
+
+
+async def test_a_replica_that_dies_twice_is_forgiven(house: House) -> None:
+    deaths = 0
+
+    async def die_twice(job: RenderJob) -> AsyncIterator[Progress | Rendered]:
+        nonlocal deaths
+        deaths += 1
+        async for message in die(job) if deaths <= 2 else sing(job):
+            yield message
+
+    house.generator.script = die_twice
+    view = await house.end_of(await house.submit())
+    assert (view.outcome, deaths) == ("completed", 3)
+
+
+async def test_a_job_that_ends_three_replicas_is_not_given_a_fourth(house: House) -> None:
+    house.generator.script = die
+    view = await house.end_of(await house.submit())
+    assert (view.status, view.error_code, len(house.generator.started)) == ("failed", "replica_lost", 3)
+    house.generator.script = sing
+    assert (await house.end_of(await house.submit())).outcome == "completed"
+
+
+async def test_a_job_that_takes_too_long_is_aborted(house: House) -> None:
+    await house.close()
+    await house.open(job_timeout_s=0.2)
+    house.generator.script = sing_for_ever
+    view = await house.end_of(await house.submit())
+    assert (view.outcome, view.error_code, view.error) == ("failed", "timeout", "timed out after 0.2 s")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (NumericalError("the model answered NaN"), "numerical"),
+        (GpuMemoryError("the song does not fit"), "out_of_memory"),
+        (ZeroDivisionError("secret"), "internal_error"),
+    ],
+)
+async def test_what_a_replica_raises_fails_its_job_at_once(house: House, error: Exception, code: str) -> None:
+    house.generator.script = failing(error)
+    view = await house.end_of(await house.submit())
+    assert (view.outcome, view.error_code, len(house.generator.started)) == ("failed", code, 1)
+    assert view.error is not None
+    assert "secret" not in view.error
+    assert house.files() == []
+
+
+async def test_jobs_start_in_the_order_they_came(house: House) -> None:
+    ids = [await house.submit() for _ in range(5)]
+    for request_id in ids:
+        await house.end_of(request_id)
+    assert house.generator.started == ids
+
+
+async def test_no_more_jobs_run_at_once_than_there_may_be_replicas(house: House) -> None:
+    await house.close()
+    await house.open(max_in_flight=2)
+    house.generator.script = sing_for_ever
+    ids = [await house.submit() for _ in range(4)]
+    await house.until_running(ids[1])
+    assert house.generator.started == ids[:2]
+    assert [(await house.manager.status(request_id)).position for request_id in ids] == [None, None, 0, 1]
+    await house.manager.cancel(ids[0])
+    await house.until_running(ids[2])
+
+
+async def test_a_cancelled_job_that_waited_never_runs(house: House) -> None:
+    house.generator.script = sing_for_ever
+    running, waiting, following = [await house.submit() for _ in range(3)]
+    await house.until_running(running)
+    assert (await house.manager.cancel(waiting)).outcome == "cancelled"
+    assert (await house.manager.cancel(waiting)).outcome == "cancelled"
+    await house.manager.cancel(running)
+    await house.until_running(following)
+    assert house.generator.started == [running, following]
+
+
+async def test_a_result_that_comes_after_the_cancel_is_thrown_away(house: House) -> None:
+    release = asyncio.Event()
+
+    async def sing_slowly(job: RenderJob) -> AsyncIterator[Progress | Rendered]:
+        yield Progress("diffusion", 1, 2)
+        await release.wait()
+        yield SONG
+
+    house.generator.script = sing_slowly
+    request_id = await house.submit(save_file=True)
+    await house.until_running(request_id)
+    release.set()
+    await asyncio.sleep(0)
+    assert (await house.manager.cancel(request_id)).outcome == "cancelled"
+    await house.end_of(await house.submit())  # the slot is free again, so the first one is over
+    assert (await house.manager.status(request_id)).outcome == "cancelled"
+    assert not [name for name in house.files() if request_id in name]
+
+
+async def test_a_completed_job_cannot_be_cancelled(house: House) -> None:
+    request_id = await house.submit()
+    await house.end_of(request_id)
+    with pytest.raises(JobEndedError):
+        await house.manager.cancel(request_id)
+    assert (await house.manager.result(request_id)).audio.tobytes() == SONG.audio.tobytes()
+
+
+async def test_a_caller_who_leaves_while_it_is_accepted_leaves_a_job_that_runs(house: House) -> None:
+    submitting = asyncio.create_task(house.submit(request_id="a" * 32))
+    await asyncio.sleep(0)
+    submitting.cancel()
+    await asyncio.gather(submitting, return_exceptions=True)
+
+    async def completed() -> bool:
+        return (await house.manager.queue_status()).status_counts["completed"] == 1
+
+    await until(completed)
+    assert (await house.manager.status("a" * 32)).outcome == "completed"
+
+
+async def test_jobs_go_on_after_a_restart_and_a_stop_costs_no_attempt(house: House) -> None:
+    house.generator.script = sing_for_ever
+    running, waiting = await house.submit(), await house.submit()
+    for _ in range(4):  # once more than a job has attempts
+        await house.until_running(running)
+        await house.close()
+        await house.open()
+    house.generator.script = sing
+    await house.close()
+    await house.open()
+    assert [(await house.end_of(request_id)).outcome for request_id in (running, waiting)] == ["completed"] * 2
+
+
+async def test_a_saved_song_is_written_once_even_if_the_service_died_after_writing_it(house: House) -> None:
+    request_id = await house.submit(save_file=True)
+    result = (await house.end_of(request_id)).result
+    assert result is not None
+    row = await house.manager._store.get(request_id)
+    assert row is not None
+    await house.manager._store._run(  # type: ignore[attr-defined]
+        lambda db: db.execute("UPDATE jobs SET status = 'processing', outcome = NULL, result = NULL")
+    )
+    await house.close()
+    await house.open()
+    again = (await house.end_of(request_id)).result
+    assert again is not None
+    assert again.audio_path == result.audio_path
+    assert len([name for name in house.files() if name.endswith(".wav") and name.startswith("outputs")]) == 1
+
+
+async def test_a_song_that_cannot_be_written_fails_its_job(house: House) -> None:
+    (house.root / "outputs").rmdir() if (house.root / "outputs").exists() else None
+    (house.root / "outputs").write_text("in the way")
+    view = await house.end_of(await house.submit(save_file=True))
+    assert (view.outcome, view.error_code) == ("failed", "storage")
+    assert str(house.root) not in str(view.error)
+    (house.root / "outputs").unlink()
+    assert (await house.end_of(await house.submit(save_file=True))).outcome == "completed"
+
+
+async def test_an_old_result_is_expired_and_its_job_still_known(house: House) -> None:
+    request_id = await house.submit()
+    await house.end_of(request_id)
+    await house.close()
+    await house.open(result_ttl_s=-1)
+
+    async def removed() -> bool:
+        return house.files() == []
+
+    await until(removed)
+    view = await house.manager.status(request_id)
+    assert (view.status, view.outcome, view.error_code) == ("completed", "expired", "expired")
+    with pytest.raises(JobFailedError):
+        await house.manager.result(request_id)
+
+
+async def test_a_result_whose_file_is_gone_is_expired(house: House) -> None:
+    request_id = await house.submit()
+    await house.end_of(request_id)
+    (house.root / "state/results" / f"{request_id}.wav").unlink()
+    with pytest.raises(JobFailedError) as gone:
+        await house.manager.result(request_id)
+    assert gone.value.view.outcome == "expired"
+
+
+async def test_an_upload_that_is_lost_fails_its_job(house: House) -> None:
+    house.generator.script = sing_for_ever
+    running = await house.submit()
+    await house.until_running(running)
+    request_id = await house.submit(source=np.arange(3, dtype=np.uint8))
+    (house.root / "state/sources" / request_id).unlink()
+    await house.manager.cancel(running)
+    assert (await house.end_of(request_id)).error_code == "storage"
+
+
+async def test_a_replica_that_reports_is_known_until_it_falls_silent(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not (await house.manager.service_status()).loaded
+    state = ReplicaState("r1", "nano", "cpu")
+    await house.manager.report(state)
+    status = await house.manager.service_status()
+    assert (status.loaded, status.replicas, status.model) == (True, (state,), "nano")
+    monkeypatch.setattr("deployments.fleet.STALE_S", -1.0)
+    assert not (await house.manager.service_status()).loaded
+
+
+async def test_two_job_managers_never_share_a_state_folder(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = House(house.root)
+    monkeypatch.setattr("deployments.state_lock.WAIT_S", 0.2)
+    with pytest.raises(StorageError, match="another service uses the state folder"):
+        await other.open()
+
+
+async def test_a_damaged_store_refuses_to_start(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state/jobs.sqlite3").write_bytes(b"broken" * 1000)
+    with pytest.raises(StoreFormatError):
+        await House(tmp_path).open()

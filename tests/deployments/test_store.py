@@ -1,0 +1,145 @@
+"""What every job store does. Sentences about SQLite alone are in test_store_sqlite.py."""
+
+import asyncio
+
+from deployments.messages import JobResult
+from deployments.store.protocol import Ending, JobStore
+from tests.deployments.conftest import OpenStore, make_row
+
+RESULT = JobResult("nano", "cpu", 9.9, 1234, {"diffusion_s": 1.5}, "./outputs/output_20261121103000_0.flac")
+COMPLETED = Ending("completed", 2_000.0, result=RESULT)
+CANCELLED = Ending("cancelled", 2_100.0, error="Cancelled by user", error_code="cancelled")
+
+
+async def test_a_job_is_read_back_as_it_was_written(store: JobStore) -> None:
+    row = make_row("a", save_file=True, has_source=True)
+    await store.add(row)
+    assert await store.get("a") == row
+
+
+async def test_an_unknown_job_is_none(store: JobStore) -> None:
+    assert await store.get("nobody") is None
+
+
+async def test_a_job_outlives_the_store_that_took_it(open_store: OpenStore) -> None:
+    row = make_row("a")
+    await (await open_store()).add(row)
+    assert await (await open_store()).get("a") == row
+
+
+async def test_a_job_starts_once(store: JobStore) -> None:
+    await store.add(make_row("a"))
+    assert await store.start("a", 1_500.0)
+    assert not await store.start("a", 1_600.0)
+    row = await store.get("a")
+    assert row is not None
+    assert (row.status, row.started_at) == ("processing", 1_500.0)
+
+
+async def test_a_completed_job_keeps_its_result(store: JobStore) -> None:
+    await store.add(make_row("a"))
+    await store.start("a", 1_500.0)
+    assert await store.finish("a", COMPLETED)
+    row = await store.get("a")
+    assert row is not None
+    assert (row.status, row.outcome, row.completed_at, row.result) == ("completed", "completed", 2_000.0, RESULT)
+
+
+async def test_an_ended_job_never_changes_again(store: JobStore) -> None:
+    await store.add(make_row("a"))
+    assert await store.finish("a", CANCELLED)
+    ended = await store.get("a")
+    assert ended is not None
+    assert (ended.status, ended.outcome, ended.error) == ("failed", "cancelled", "Cancelled by user")
+    assert not await store.start("a", 2_200.0)
+    assert not await store.finish("a", COMPLETED)
+    assert not await store.claim_output("a", "output_1_0.wav")
+    assert await store.begin_attempt("a") is None
+    assert not await store.give_back("a")
+    assert await store.get("a") == ended
+
+
+async def test_of_many_who_end_a_job_at_once_one_succeeds(store: JobStore) -> None:
+    await store.add(make_row("a"))
+    answers = await asyncio.gather(*(store.finish("a", ending) for ending in [COMPLETED, CANCELLED] * 10))
+    assert answers.count(True) == 1
+
+
+async def test_attempts_are_counted_across_restarts(open_store: OpenStore) -> None:
+    store = await open_store()
+    await store.add(make_row("a"))
+    assert await store.begin_attempt("a") == 1
+    store = await open_store()
+    assert await store.begin_attempt("a") == 2
+
+
+async def test_an_attempt_that_was_given_back_does_not_count(store: JobStore) -> None:
+    await store.add(make_row("a"))
+    await store.begin_attempt("a")
+    await store.start("a", 1_500.0)
+    assert await store.give_back("a")
+    assert await store.get("a") == make_row("a")
+
+
+async def test_jobs_that_have_not_ended_wait_again_in_their_order(open_store: OpenStore) -> None:
+    store = await open_store()
+    for request_id in ("d", "a", "c", "b"):
+        await store.add(make_row(request_id))
+    await store.start("d", 1_500.0)
+    await store.claim_output("d", "output_1_0.wav")
+    await store.finish("a", COMPLETED)
+    rows = await (await open_store()).recover()
+    assert [(row.request_id, row.status, row.started_at) for row in rows] == [
+        ("d", "pending", None),
+        ("c", "pending", None),
+        ("b", "pending", None),
+    ]
+    assert rows[0].output_path == "output_1_0.wav"
+
+
+async def test_counts_name_every_status(store: JobStore) -> None:
+    assert await store.counts() == {"pending": 0, "processing": 0, "completed": 0, "failed": 0}
+    for request_id in "abc":
+        await store.add(make_row(request_id))
+    await store.start("a", 1_500.0)
+    await store.finish("b", COMPLETED)
+    assert await store.counts() == {"pending": 1, "processing": 1, "completed": 1, "failed": 0}
+
+
+async def test_only_old_results_expire_and_their_jobs_stay_completed(store: JobStore) -> None:
+    for request_id in "abc":
+        await store.add(make_row(request_id))
+    await store.finish("a", COMPLETED)
+    await store.finish("b", CANCELLED)
+    assert await store.expire_results(2_000.0) == []
+    assert await store.expire_results(9_000.0) == ["a"]
+    assert await store.expire_results(9_000.0) == []
+    row = await store.get("a")
+    assert row is not None
+    assert (row.status, row.outcome) == ("completed", "expired")
+
+
+async def test_only_old_ended_jobs_are_forgotten(store: JobStore) -> None:
+    for request_id in "abc":
+        await store.add(make_row(request_id))
+    await store.finish("a", COMPLETED)
+    await store.finish("b", CANCELLED)
+    assert await store.remove_ended(2_050.0) == ["a"]
+    assert await store.get("a") is None
+    assert await store.get("b") is not None
+    assert await store.get("c") is not None
+
+
+async def test_a_setting_outlives_the_store(open_store: OpenStore) -> None:
+    store = await open_store()
+    assert await store.get_setting("model") is None
+    await store.put_setting("model", "nano")
+    await store.put_setting("model", "v1-3.5b")
+    assert await (await open_store()).get_setting("model") == "v1-3.5b"
+
+
+async def test_jobs_added_together_keep_their_order(open_store: OpenStore) -> None:
+    store = await open_store()
+    ids = [f"{i:03}" for i in range(100)]
+    await asyncio.gather(*(store.add(make_row(request_id)) for request_id in ids))
+    assert [row.request_id for row in await store.recover()] == ids
