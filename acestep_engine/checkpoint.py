@@ -11,6 +11,7 @@ TRANSFORMER, AUTOENCODER, VOCODER, TEXT_ENCODER = COMPONENTS = (
     "music_vocoder",
     "umt5-base",
 )
+COMPONENT_PARTS = tuple(f"{c}/{name}" for c in COMPONENTS for name in ("config.json", "*.safetensors"))
 LYRIC_VOCABULARY = "lyric_vocab.json"
 
 NANO_PATH = Path(__file__).parent / "nano"
@@ -18,9 +19,9 @@ NANO_NOTICE = "The bundled nano model is untrained: it makes noise, not music. I
 
 
 def missing_parts(folder: Path) -> list[str]:
-    """What a checkpoint folder lacks, by name relative to it; empty if it is complete."""
-    needed = [f"{component}/config.json" for component in COMPONENTS] + [LYRIC_VOCABULARY]
-    return [name for name in needed if not (folder / name).is_file()]
+    """What a checkpoint folder lacks, by name or pattern relative to it; empty if it is complete."""
+    needed = (*COMPONENT_PARTS, LYRIC_VOCABULARY)
+    return [part for part in needed if not any(file.is_file() for file in folder.glob(part))]
 
 
 def check_folder(folder: Path) -> None:
