@@ -1,0 +1,34 @@
+"""Print the benchmark tables. Every ratio is taken in this run, alternating, and quoted as a median.
+
+Run it with `make bench`, or `python -m benchmarks --help`.
+"""
+
+import argparse
+import platform
+
+import torch
+
+from acestep_engine.checkpoint import NANO_PATH
+from acestep_engine.params import ModelSpec
+from benchmarks import engine, service
+from deployments.generator import available_cpus
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__.splitlines()[0])
+    parser.add_argument("--checkpoint", default=str(NANO_PATH), help="a checkpoint folder (the bundled one)")
+    parser.add_argument("--repeats", type=int, default=5, help="measurements of each figure (5)")
+    parser.add_argument("--only", choices=["engine", "service"], help="one of the two parts")
+    args = parser.parse_args()
+    torch.set_num_threads(available_cpus())
+    spec = ModelSpec("bench", args.checkpoint)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    print(f"{platform.machine()}, {available_cpus()} CPUs, {device}, torch {torch.__version__}, {args.checkpoint}\n")
+    if args.only != "service":
+        engine.print_tables(spec, args.repeats)
+    if args.only != "engine":
+        service.print_tables(spec, args.repeats)
+
+
+if __name__ == "__main__":
+    main()
