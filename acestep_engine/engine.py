@@ -14,6 +14,7 @@ from torch import Tensor
 from acestep_engine import tasks
 from acestep_engine.audio import SourceAudio
 from acestep_engine.checkpoint import TRANSFORMER, check_folder
+from acestep_engine.conditioning import Conditioning
 from acestep_engine.decode import OVERLAPPED_OVER_S, decode_latents
 from acestep_engine.devices import pick_device, pick_dtype
 from acestep_engine.errors import Cancelled
@@ -29,7 +30,6 @@ from acestep_engine.params import (
     Timings,
 )
 from acestep_engine.tasks import TaskState
-from acestep_engine.text_encoder import Conditioning
 
 ProgressSink = Callable[[Progress], None]
 

@@ -3,17 +3,16 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Self, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5Config, UMT5EncoderModel
 
 from acestep_engine.checkpoint import LYRIC_VOCABULARY, TEXT_ENCODER, check_folder
+from acestep_engine.conditioning import Conditioning, EncodeRequest, HiddenStates, TokenIds
 from acestep_engine.devices import pick_device, pick_dtype
 from acestep_engine.errors import CheckpointError
 from acestep_engine.lyrics import LyricTokenizer
@@ -26,34 +25,8 @@ MAX_PROMPT_TOKENS = 256
 ERG_LAYERS = range(8, 10)
 ERG_QUERY_SCALE = 0.01
 
-HiddenStates = npt.NDArray[np.float32]
-TokenIds = npt.NDArray[np.int64]
-
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
-
-
-@dataclass(frozen=True)
-class EncodeRequest:
-    """`weaken` asks for the weakened states as well; `vocal_language` is for lines that do not name their own."""
-
-    prompt: str
-    lyrics: str
-    weaken: bool = False
-    vocal_language: str | None = None
-
-
-@dataclass(frozen=True)
-class Conditioning:
-    """What a generation is conditioned on. All numpy, so that it crosses processes without a copy.
-
-    `text` and `text_weakened` (L, C) float32, L at most 256; `lyric_ids` and `lyric_mask` (N,) int64, N at least 1.
-    """
-
-    text: HiddenStates
-    text_weakened: HiddenStates | None
-    lyric_ids: TokenIds
-    lyric_mask: TokenIds
 
 
 class LruCache(Generic[K, V]):

@@ -5,9 +5,10 @@ from dataclasses import replace
 from statistics import median
 
 from acestep_engine.audio import encode_audio
+from acestep_engine.conditioning import EncodeRequest
 from acestep_engine.engine import Engine
 from acestep_engine.params import OUTPUT_SAMPLE_RATE_HZ, GenerationParams, ModelSpec
-from acestep_engine.text_encoder import EncodeRequest, TextEncoder
+from acestep_engine.text_encoder import TextEncoder
 from benchmarks.tables import print_table
 
 LYRICS = "[verse]\nThe kettle hums a quarter note\nThe window learns the rain by rote"

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 
 from acestep_engine.audio import AudioLimits, encode_audio, read_audio
+from acestep_engine.conditioning import Conditioning
 from acestep_engine.devices import describe_device
 from acestep_engine.download import ensure_checkpoint
 from acestep_engine.engine import Engine, Song
 from acestep_engine.params import OUTPUT_SAMPLE_RATE_HZ, ModelSpec, Progress
-from acestep_engine.text_encoder import Conditioning
 from deployments.cpus import available_cpus
 from deployments.failures import GpuMemoryError, ReplicaBrokenError
 from deployments.messages import ByteArray, Rendered, RenderJob, ReplicaState

@@ -13,12 +13,12 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
 from acestep_engine.audio import AudioLimits
+from acestep_engine.conditioning import Conditioning
 from acestep_engine.params import ModelSpec, Progress
 from deployments.failures import ReplicaBrokenError
 from deployments.messages import JOB_MANAGER, ByteArray, Rendered, RenderJob
 
-if TYPE_CHECKING:
-    from acestep_engine.text_encoder import Conditioning
+if TYPE_CHECKING:  # it takes seconds to import, and only the replica needs it
     from deployments.engine_host import EngineHost
 
 PROGRESS_INTERVAL_S = 0.1

@@ -58,7 +58,8 @@ class Models:
 
 
 def precision(bf16: bool | None) -> Precision:
-    return "auto" if bf16 is None else "bfloat16" if bf16 else "float32"
+    """Asking for bfloat16 means on a GPU, as it did in clients of the earlier server; a CPU stays with float32."""
+    return "float32" if bf16 is False else "auto"
 
 
 def published_folder(checkpoint_dir: Path) -> Path:

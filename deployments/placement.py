@@ -52,14 +52,14 @@ def _on_gpu(request: ReplicaRequest, gpus: int) -> Placement:
     room = gpus - taken
     beside = f" beside {taken} for the text encoder" if taken else ""
     if not request.cluster_autoscales:
-        wanted = max(request.min_replicas, 1)
+        wanted = max(request.min_replicas, request.max_replicas or 1)
         if wanted > room:
             raise PlacementError(
                 f"{_replicas(wanted)} for {_gpus(wanted)}{beside}, the cluster has {gpus}: lower"
-                " generator.min_replicas, add GPUs, set generator.use_gpu to false for the CPU, or set"
-                " generator.cluster_autoscales to true if nodes with GPUs join later"
+                " generator.min_replicas and generator.max_replicas, add GPUs, set generator.use_gpu to false for the"
+                " CPU, or set generator.cluster_autoscales to true if nodes with GPUs join later"
             )
-        most = min(request.max_replicas or room, room)  # more than fit would only wait for a place
+        most = request.max_replicas or room
     else:
         most = request.max_replicas or max(room, request.min_replicas, 1)
     return Placement(

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ray import serve
 
+from acestep_engine.conditioning import Conditioning, EncodeRequest
 from acestep_engine.download import ensure_checkpoint
 from acestep_engine.errors import EngineError, RequestError
 from acestep_engine.params import GenerationParams, ModelSpec
 from deployments.cpus import available_cpus
 
 if TYPE_CHECKING:  # it takes seconds to import, and only the replica needs it
-    from acestep_engine.text_encoder import Conditioning, EncodeRequest
     from acestep_engine.text_encoder import TextEncoder as Encoder
 
 logger = logging.getLogger("ray.serve")
@@ -49,11 +49,9 @@ class TextEncoder:
         self._encode_batch.set_batch_wait_timeout_s(batch_wait_timeout_s)
         await self.load(spec)
 
-    async def encode(self, spec: ModelSpec, params: GenerationParams) -> "Conditioning":
+    async def encode(self, spec: ModelSpec, params: GenerationParams) -> Conditioning:
         """What a song is conditioned on. Raises ParameterError for lyrics in an unknown language, CheckpointError."""
-        from acestep_engine.text_encoder import EncodeRequest
-
-        request = EncodeRequest(params.prompt, params.lyrics, params.use_erg_tag, params.vocal_language)
+        request = EncodeRequest(params.prompt, params.lyrics, params.weakens_text, params.vocal_language)
         answer: Conditioning | EngineError = await self._encode_batch((spec, request))
         if isinstance(answer, EngineError):
             raise answer

@@ -24,13 +24,14 @@ from torch import Tensor, nn
 from acestep_engine import guidance, samplers
 from acestep_engine.audio import AudioLimits, SourceAudio, read_audio
 from acestep_engine.checkpoint import LYRIC_VOCABULARY
+from acestep_engine.conditioning import EncodeRequest
 from acestep_engine.decode import decode_latents
 from acestep_engine.engine import Engine
 from acestep_engine.lyrics import LyricTokenizer
 from acestep_engine.model.transformer import Context, Transformer
 from acestep_engine.params import BUILT_TASKS, MODEL_SAMPLE_RATE_HZ, SCHEDULERS, GenerationParams, ModelSpec
 from acestep_engine.samplers import SamplerState
-from acestep_engine.text_encoder import EncodeRequest, TextEncoder
+from acestep_engine.text_encoder import TextEncoder
 
 EXACT = 0.0
 MODULE = 1e-5

@@ -97,7 +97,7 @@ def test_a_model_is_chosen_by_name_and_keeps_how_it_runs(choice: ModelChoice, tm
     folders = {"mine": str(make_checkpoint(tmp_path / "mine"))}
     models = resolve_models(dataclasses.replace(choice, checkpoints=folders, cpu_offload=True), cluster_has_gpu=False)
     chosen = models.choose("nano", {"bf16": True, "torch_compile": None}, models.first)
-    assert (chosen.name, chosen.precision, chosen.cpu_offload) == ("nano", "bfloat16", True)
+    assert (chosen.name, chosen.precision, chosen.cpu_offload) == ("nano", "auto", True)
     assert models.choose(None, {"cpu_offload": False}, chosen) == dataclasses.replace(chosen, cpu_offload=False)
 
 

@@ -55,8 +55,12 @@ def test_a_cluster_that_grows_is_believed() -> None:
     assert (placement.min_replicas, placement.max_replicas, placement.generator_gpus) == (2, 8, 1)
 
 
-def test_no_more_replicas_than_fit_are_ever_asked_for() -> None:
-    assert place(dataclasses.replace(DEFAULTS, max_replicas=8), cluster_cpus=2, cluster_gpus=2).max_replicas == 2
+def test_an_upper_bound_over_the_gpus_that_exist_is_an_error_as_well() -> None:
+    with pytest.raises(PlacementError, match="8 Generator replicas ask for 8 GPUs, the cluster has 2"):
+        place(dataclasses.replace(DEFAULTS, max_replicas=8), cluster_cpus=2, cluster_gpus=2)
+
+
+def test_on_cpus_no_more_replicas_than_fit_are_ever_asked_for() -> None:
     assert place(dataclasses.replace(DEFAULTS, max_replicas=8), cluster_cpus=2, cluster_gpus=0).max_replicas == 2
 
 

@@ -7,10 +7,11 @@ import torch
 
 from acestep_engine.audio import SourceAudio
 from acestep_engine.checkpoint import NANO_PATH, check_folder, notice
+from acestep_engine.conditioning import Conditioning, EncodeRequest
 from acestep_engine.engine import Engine
 from acestep_engine.errors import Cancelled, CheckpointError, CheckpointNotFoundError, NumericalError
 from acestep_engine.params import GenerationParams, ModelSpec, Progress
-from acestep_engine.text_encoder import Conditioning, EncodeRequest, TextEncoder
+from acestep_engine.text_encoder import TextEncoder
 
 NANO = ModelSpec("nano", str(NANO_PATH))
 PARAMS = GenerationParams("calm piano", "[verse]\nslow river", 2.0, seed=3, steps=4)

@@ -7,9 +7,10 @@ import torch
 from transformers import UMT5Config
 
 from acestep_engine.checkpoint import NANO_PATH
+from acestep_engine.conditioning import EncodeRequest
 from acestep_engine.model.loading import check_names
 from acestep_engine.params import ModelSpec
-from acestep_engine.text_encoder import EncodeRequest, LruCache, TextEncoder, build_umt5
+from acestep_engine.text_encoder import LruCache, TextEncoder, build_umt5
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,190 @@
+"""The server as its clients meet it: `acestep-serve` in its own process, and what the users' documents say to do."""
+
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import requests
+import soundfile
+
+pytestmark = pytest.mark.cluster
+
+QUICK = {"audio_duration": 2.0, "infer_step": 4, "manual_seeds": 11}
+START_TIMEOUT_S = 180.0
+
+
+@dataclass
+class Server:
+    url: str
+    outputs: Path
+
+    def post(self, route: str, **options: Any) -> requests.Response:
+        return requests.post(f"{self.url}{route}", timeout=120, **options)
+
+    def get(self, route: str, **options: Any) -> requests.Response:
+        return requests.get(f"{self.url}{route}", timeout=120, **options)
+
+    def until_ended(self, request_id: str) -> dict[str, Any]:
+        deadline = time.monotonic() + 120
+        while (status := self.get(f"/status/{request_id}").json())["status"] not in ("completed", "failed"):
+            assert time.monotonic() < deadline, status
+            time.sleep(0.1)
+        return status  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("server")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = os.environ | {"ACE_OUTPUT_DIR": str(folder / "outputs"), "ACESTEP_ADMIN_KEY": "secret"}
+    environment.pop("RAY_ADDRESS", None)
+    command = [sys.executable, "-m", "serve_app.cli", "--model", "nano", "--host", "127.0.0.1", "--port", str(port)]
+    with open(folder / "log", "w") as log:
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+        try:
+            deadline = time.monotonic() + START_TIMEOUT_S
+            while "ACE-Step is ready" not in (folder / "log").read_text():
+                assert process.poll() is None, (folder / "log").read_text()
+                assert time.monotonic() < deadline, (folder / "log").read_text()
+                time.sleep(0.5)
+            yield Server(f"http://127.0.0.1:{port}", folder / "outputs")
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(timeout=60)
+    assert process.returncode == 0
+
+
+def audio_of(response: requests.Response) -> np.ndarray[Any, Any]:
+    assert response.status_code == 200, response.text
+    assert int(response.headers["Content-Length"]) == len(response.content)
+    samples, rate_hz = soundfile.read(io.BytesIO(response.content))
+    assert rate_hz == 48_000
+    assert samples.shape[1] == 2
+    return samples  # type: ignore[no-any-return]
+
+
+def test_health_says_what_model_on_what_and_how_many_replicas(server: Server) -> None:
+    health = server.get("/health").json()
+    assert health["status"] == "healthy"
+    assert health["pipeline_loaded"] is True
+    assert (health["model"], health["replicas"]) == ("nano", 1)
+    assert "noise, not music" in health["notice"]
+
+
+def test_the_gradio_guides_client_gets_a_path_to_its_song(server: Server) -> None:
+    request = {"prompt": "jazz piano, smooth, relaxing", "audio_duration": 2.0, "infer_step": 4, "guidance_scale": 15.0}
+    result = server.post("/generate_music", json=request).json()
+    assert result["success"]
+    saved = Path(result["audio_path"])
+    assert saved.is_file()
+    assert saved.name.startswith("output_")
+    params = json.loads(saved.with_name(f"{saved.stem}_input_params.json").read_text())
+    assert params == result["params_json"]
+
+
+def test_the_async_guides_client_polls_and_fetches_its_song(server: Server) -> None:
+    request = {"format": "mp3", "audio_duration": 2.0, "prompt": "jazz piano, smooth", "infer_step": 4}
+    request_id = server.post("/generate_music_async", json=request).json()["request_id"]
+    assert server.until_ended(request_id)["status"] == "completed"
+    result = server.get(f"/result/{request_id}")
+    assert result.headers["Content-Type"] == "audio/mpeg"
+    assert result.headers["X-Request-ID"] == request_id
+    assert len(audio_of(result)) == pytest.approx(2 * 48_000, abs=6_000)
+
+
+def test_the_direct_guides_upload_makes_a_remix(server: Server) -> None:
+    source = server.post("/generate_music_direct", json=QUICK | {"format": "mp3"}).content
+    before = list(server.outputs.glob("*"))
+    form = {"audio_duration": "2.0", "prompt": "jazz fusion remix", "infer_step": "4"}
+    remix = server.post("/generate_music_with_audio_direct_mp3", files={"audio_file": ("input.mp3", source)}, data=form)
+    assert remix.headers["Content-Type"] == "audio/mpeg"
+    audio_of(remix)
+    assert list(server.outputs.glob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("audio_format", "media_type"),
+    [
+        ("wav", "audio/wav"),
+        ("mp3", "audio/mpeg"),
+        ("ogg", "audio/ogg"),
+        ("flac", "audio/flac"),
+        ("opus", "audio/ogg; codecs=opus"),
+    ],
+)
+def test_every_format_has_its_media_type_and_name(server: Server, audio_format: str, media_type: str) -> None:
+    response = server.post("/generate_music_direct", json=QUICK | {"format": audio_format})
+    assert response.headers["Content-Type"] == media_type
+    assert response.headers["Content-Disposition"].endswith(f'.{audio_format}"')
+    assert response.headers["X-Seed"] == "11"
+    assert response.headers["X-Model"] == "nano"
+    audio_of(response)
+
+
+def test_the_params_of_an_answer_make_the_same_bytes_again(server: Server) -> None:
+    request = {"audio_duration": 2.0, "infer_step": 4, "lyrics": "[verse]\nslow river"}  # the seed is drawn
+    first = server.post("/generate_music", json=request).json()
+    again = server.post("/generate_music_direct", json=first["params_json"])
+    assert again.content == Path(first["audio_path"]).read_bytes()
+
+
+def test_a_part_of_a_result_can_be_fetched(server: Server) -> None:
+    request_id = server.post("/generate_music", json=QUICK).json()["request_id"]
+    whole = server.get(f"/result/{request_id}").content
+    part = server.get(f"/result/{request_id}", headers={"Range": "bytes=100-199"})
+    assert part.status_code == 206
+    assert part.content == whole[100:200]
+
+
+def test_a_running_song_is_cancelled_and_the_next_one_runs(server: Server) -> None:
+    long = {"audio_duration": 240, "infer_step": 200}
+    running, waiting = (server.post("/generate_music_async", json=long).json()["request_id"] for _ in range(2))
+    for request_id in (waiting, running):
+        assert requests.delete(f"{server.url}/request/{request_id}", timeout=30).status_code == 200
+        status = server.get(f"/status/{request_id}").json()
+        assert (status["status"], status["outcome"], status["error"]) == ("failed", "cancelled", "Cancelled by user")
+    audio_of(server.post("/generate_music_direct", json=QUICK))
+
+
+def test_a_client_that_hangs_up_cancels_its_song(server: Server) -> None:
+    with pytest.raises(requests.exceptions.ReadTimeout):
+        requests.post(f"{server.url}/generate_music_direct", json={"audio_duration": 240, "infer_step": 200}, timeout=2)
+    audio_of(server.post("/generate_music_direct", json=QUICK))
+    assert server.get("/queue/status").json()["status_counts"]["processing"] == 0
+
+
+def test_errors_are_problem_json_with_a_code(server: Server) -> None:
+    response = server.post("/generate_music_direct", json={"scheduler_type": "ddim"})
+    assert response.status_code == 422
+    assert response.headers["Content-Type"].startswith("application/problem+json")
+    problem = response.json()
+    assert problem["success"] is False
+    assert "euler" in problem["error_message"]
+    assert problem["code"]
+
+
+def test_administration_needs_the_key(server: Server) -> None:
+    assert server.post("/initialize", json={"checkpoint_path": ""}).status_code == 401
+    key = {"Authorization": "Bearer secret"}
+    assert server.post("/initialize", json={"checkpoint_path": "/etc"}, headers=key).status_code in (404, 422)
+    answer = server.post("/initialize", json={"checkpoint_path": "", "bf16": True}, headers=key)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["success"] is True
+
+
+@pytest.mark.parametrize("page", ["/docs", "/redoc", "/openapi.json", "/sample_data", "/queue/status"])
+def test_every_page_answers(server: Server, page: str) -> None:
+    assert server.get(page).status_code == 200
