@@ -11,7 +11,7 @@ import torch
 from acestep_engine.checkpoint import NANO_PATH
 from acestep_engine.params import ModelSpec
 from benchmarks import engine, service
-from deployments.generator import available_cpus
+from deployments.cpus import available_cpus
 
 
 def main() -> None:
