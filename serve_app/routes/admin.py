@@ -3,13 +3,14 @@
 import hmac
 import secrets
 from dataclasses import asdict
+from pathlib import Path
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from deployments.messages import ModelUnavailableError, ServiceStatus
 from serve_app.bodies import Body, read_body
-from serve_app.errors import FIXED_DETAILS, RETRY_SOON_S, HttpProblem
+from serve_app.errors import RETRY_SOON_S, HttpProblem
 from serve_app.fields import invalid
 from serve_app.openapi import HEALTH, INITIALIZED, PROBLEMS, SAMPLE, takes
 from serve_app.printable import show
@@ -22,7 +23,7 @@ from serve_app.uploads import MIB
 router = APIRouter(tags=["Service"])
 
 HEALTH_WAIT_S = 0.05  # /health answers within 100 ms, also before the first status has arrived
-BUILT_IN_MODELS = ("auto", "nano", "v1-3.5b")
+BUILT_IN_MODELS = ("nano", "v1-3.5b")
 
 
 @router.get("/", include_in_schema=False)
@@ -82,8 +83,10 @@ def configured_model(settings: Settings, asked: str) -> str | None:
     """The name of the model that `checkpoint_path` asks for; None is the current one. Raises InvalidRequestError."""
     if not asked.strip():
         return None
-    if asked in (*BUILT_IN_MODELS, settings.model, *settings.checkpoints):
+    if asked in (*BUILT_IN_MODELS, *settings.checkpoints):
         return asked
+    if asked == settings.model:
+        return Path(asked).name  # a folder is called by its last part
     for name, folder in settings.checkpoints.items():
         if asked == folder:
             return name
@@ -121,8 +124,8 @@ async def initialize(request: Request) -> Response:
     name = configured_model(service.settings, asked.checkpoint_path)
     try:
         status = await service.job_manager.initialize(name, asked.options)
-    except ModelUnavailableError:
-        raise HttpProblem(422, "model_unavailable", FIXED_DETAILS["model_unavailable"]) from None
+    except ModelUnavailableError as error:
+        raise HttpProblem(422, "model_unavailable", str(error)) from None
     service.watch.note(status)
     return _initialized(status)
 

@@ -164,7 +164,7 @@ class MemoryJobs:
 
     async def initialize(self, name: str | None, options: dict[str, bool]) -> ServiceStatus:
         if name == "v1-3.5b":
-            raise ModelUnavailableError("there is nothing at /srv/checkpoints/v1-3.5b")
+            raise ModelUnavailableError("no model is called 'v1-3.5b'; there are tiny")
         self.initialized.append((name, options))
         return await self.service_status()
 

@@ -107,18 +107,20 @@ async def test_administration_is_off_without_a_key_unless_it_is_open(connect: Co
 async def test_a_checkpoint_that_is_not_configured_is_refused(client: httpx.AsyncClient, asked: str) -> None:
     response = await client.post("/initialize", json={"checkpoint_path": asked}, headers=KEY)
     assert response.status_code == 422
-    assert "the models are auto, nano, v1-3.5b, mine" in response.json()["detail"]
+    assert "the models are nano, v1-3.5b, mine" in response.json()["detail"]
 
 
-async def test_a_model_that_cannot_be_loaded_is_named_without_its_path(client: httpx.AsyncClient) -> None:
+async def test_a_model_that_cannot_be_loaded_says_why(client: httpx.AsyncClient) -> None:
     response = await client.post("/initialize", json={"checkpoint_path": "v1-3.5b"}, headers=KEY)
     assert (response.status_code, response.json()["code"]) == (422, "model_unavailable")
-    assert "/srv" not in response.text
+    assert response.json()["detail"] == "no model is called 'v1-3.5b'; there are tiny"
 
 
 async def test_a_configured_folder_is_asked_for_by_its_name(settings: Settings) -> None:
     assert configured_model(settings, "mine") == configured_model(settings, "/srv/checkpoints/mine") == "mine"
     assert configured_model(settings, " ") is None
+    started_with = settings.model_copy(update={"model": "/srv/checkpoints/first"})
+    assert configured_model(started_with, "/srv/checkpoints/first") == "first"
 
 
 @pytest.mark.parametrize("body", [b"[]", b'{"bf16": 1}', b'{"devise": 1}', b'{"device_id": -1}', b"\xff", b"{"])
