@@ -42,6 +42,7 @@ FloatArray = npt.NDArray[np.float32]
 
 BLOCK_FRAMES = 48_000  # libsndfile's Vorbis encoder keeps a written block on the stack: a whole song overflows it
 PCM16_PEAK = 32_767
+MAX_PEAK = 100.0  # 40 dB over full scale: only floating point files can be louder, and no model can make sense of them
 
 ACCEPTED = "WAV, AIFF, FLAC, MP3, Ogg Vorbis and Ogg Opus are read"
 KNOWN_BUT_NOT_READ = {
@@ -239,6 +240,9 @@ def _blocks(decoder: _Decoder, limits: AudioLimits) -> Iterator[FloatArray]:
             )
         if not np.isfinite(block).all():
             raise AudioError("the audio holds NaN or infinite samples")
+        peak = float(np.abs(block).max(initial=0.0))
+        if peak > MAX_PEAK:
+            raise AudioError(f"the audio's samples reach {peak:.3g}, the limit is {MAX_PEAK:g}; full scale is 1")
         yield block
     if not frames:
         raise AudioError("the audio file holds no samples")

@@ -333,6 +333,15 @@ def test_samples_that_are_not_finite_are_refused(value: float) -> None:
         check_audio(file_of(samples, codec="FLOAT"), LIMITS)
 
 
+@pytest.mark.parametrize("value", [-101.0, 1e30])
+def test_samples_far_over_full_scale_are_refused(value: float) -> None:
+    samples = tones(2).T.copy()
+    samples[90_000, 1] = value
+
+    with pytest.raises(AudioError, match=r"the limit is 100; full scale is 1"):
+        check_audio(file_of(samples, codec="FLOAT"), LIMITS)
+
+
 @pytest.mark.parametrize("rate_hz", [0, 1, 7_999, 192_001, 4_000_000_000])
 def test_a_forged_sample_rate_is_refused(rate_hz: int) -> None:
     data = bytearray(file_of(tones(0.1).T))
