@@ -14,12 +14,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5Config, UMT
 from acestep_engine.checkpoint import LYRIC_VOCABULARY, TEXT_ENCODER, check_folder
 from acestep_engine.conditioning import Conditioning, EncodeRequest, HiddenStates, TokenIds
 from acestep_engine.devices import pick_device, pick_dtype
-from acestep_engine.errors import CheckpointError
+from acestep_engine.errors import CheckpointError, ParameterError
 from acestep_engine.lyrics import LyricTokenizer
 from acestep_engine.model.loading import load_weights, read_config
 from acestep_engine.params import ModelSpec
 
 MAX_PROMPT_TOKENS = 256
+MAX_LYRIC_TOKENS = 8192  # more than 10,000 characters of ordinary lyrics; attention takes time with the square of it
 
 # Entropy-rectifying guidance weakens the queries of these layers, as published.
 ERG_LAYERS = range(8, 10)
@@ -106,7 +107,7 @@ class TextEncoder:
     def encode(self, requests: Sequence[EncodeRequest]) -> list[Conditioning]:
         """One conditioning per request, in order. Prompts not seen lately share one forward of UMT5.
 
-        Raises ParameterError if a line of the lyrics asks for an unknown language.
+        Raises ParameterError if a line of the lyrics asks for an unknown language, or they are over MAX_LYRIC_TOKENS.
         """
         wanted = [(r.prompt, False) for r in requests] + [(r.prompt, True) for r in requests if r.weaken]
         hidden = self._cached(self._prompts, list(dict.fromkeys(wanted)), self._encode_prompts)
@@ -149,6 +150,11 @@ class TextEncoder:
         found = self._lyrics.get(key)
         if found is None:
             tokens = self.lyric_tokenizer.encode(lyrics, language)
+            if len(tokens.ids) > MAX_LYRIC_TOKENS:
+                problem = (
+                    f"they are {len(tokens.ids)} tokens once numbers are spelled out, the limit is {MAX_LYRIC_TOKENS}"
+                )
+                raise ParameterError("lyrics", problem)
             found = np.array(tokens.ids, dtype=np.int64), np.array(tokens.mask, dtype=np.int64)
             self._lyrics.put(key, found)
         return found

@@ -22,6 +22,9 @@ class LyricEncoderConfig:
 ERG_LAYERS = range(4, 6)
 
 
+QUERY_CHUNK = 512  # queries that attend at a time: memory then grows with the length of the lyrics, not its square
+
+
 def relative_positions(length: int, dim: int, device: torch.device) -> Tensor:
     """Sinusoids of the relative positions length-1 down to 1-length: (2 * length - 1, dim), float32."""
     position = torch.arange(length - 1, -length, -1, device=device).float().unsqueeze(1)
@@ -53,22 +56,28 @@ class RelativeSelfAttention(nn.Module):
         v = self.linear_v(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         p = self.linear_pos(positions).unflatten(-1, (self.heads, -1)).transpose(0, 1)  # (H, 2 * T - 1, D)
 
-        by_content = (q + self.pos_bias_u).transpose(1, 2) @ k.transpose(-1, -2)  # (B, H, T, T)
-        by_distance = ((q + self.pos_bias_v).transpose(1, 2) @ p.transpose(-1, -2)).contiguous()  # (B, H, T, 2 * T - 1)
-        # Column T - 1 - i + j of row i is the distance from query i to key j: a view with rows one element shorter.
-        row = 2 * length - 1
-        by_distance = by_distance.as_strided(
-            (batch, self.heads, length, length),
-            (self.heads * length * row, length * row, row - 1, 1),
-            by_distance.storage_offset() + length - 1,
-        )
-        scores = (by_content + by_distance) / math.sqrt(q.shape[-1])
-        if mask is not None:
-            scores = scores.masked_fill(~mask, -torch.inf)
-        weights = scores.softmax(dim=-1)
-        if mask is not None:
-            weights = weights.masked_fill(~mask, 0.0)  # a row without any real token would be NaN
-        return self.linear_out((weights @ v).transpose(1, 2).flatten(2))
+        to_content = (q + self.pos_bias_u).transpose(1, 2)  # (B, H, T, D)
+        to_distance = (q + self.pos_bias_v).transpose(1, 2)
+        attended = []
+        for start in range(0, length, QUERY_CHUNK):
+            chunk = slice(start, start + QUERY_CHUNK)
+            by_content = to_content[:, :, chunk] @ k.transpose(-1, -2)  # (B, H, chunk, T)
+            by_distance = (to_distance[:, :, chunk] @ p.transpose(-1, -2)).contiguous()  # (B, H, chunk, 2 * T - 1)
+            # Column T - 1 - i + j of query i is its distance to key j: a view with rows one element shorter.
+            rows, row = by_distance.shape[2:]
+            by_distance = by_distance.as_strided(
+                (batch, self.heads, rows, length),
+                (self.heads * rows * row, rows * row, row - 1, 1),
+                length - 1 - start,
+            )
+            scores = (by_content + by_distance) / math.sqrt(q.shape[-1])
+            if mask is not None:
+                scores = scores.masked_fill(~mask, -torch.inf)
+            weights = scores.softmax(dim=-1)
+            if mask is not None:
+                weights = weights.masked_fill(~mask, 0.0)  # a row without any real token would be NaN
+            attended.append(weights @ v)
+        return self.linear_out(torch.cat(attended, dim=2).transpose(1, 2).flatten(2))
 
 
 class FeedForward(nn.Module):

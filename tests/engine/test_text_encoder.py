@@ -8,6 +8,7 @@ from transformers import UMT5Config
 
 from acestep_engine.checkpoint import NANO_PATH
 from acestep_engine.conditioning import EncodeRequest
+from acestep_engine.errors import ParameterError
 from acestep_engine.model.loading import check_names
 from acestep_engine.params import ModelSpec
 from acestep_engine.text_encoder import LruCache, TextEncoder, build_umt5
@@ -63,6 +64,11 @@ def test_a_long_prompt_is_cut_at_256_tokens(encoder: TextEncoder) -> None:
 
 def test_an_empty_prompt_has_at_least_its_end_token(encoder: TextEncoder) -> None:
     assert len(encoder.encode([EncodeRequest("", "")])[0].text) >= 1
+
+
+def test_lyrics_of_endless_numbers_are_refused_with_both_counts(encoder: TextEncoder) -> None:
+    with pytest.raises(ParameterError, match=r"lyrics: they are [0-9]+ tokens .* the limit is 8192"):
+        encoder.encode([EncodeRequest("x", "777777777 " * 1000)])
 
 
 def test_no_lyrics_are_one_masked_token(encoder: TextEncoder) -> None:

@@ -86,6 +86,14 @@ def test_masked_lyrics_change_nothing(model: Transformer) -> None:
     assert ((padded - short).norm() / short.norm()).item() < 1e-5
 
 
+def test_lyrics_that_attend_in_pieces_are_read_the_same(model: Transformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = [list(range(20)) * 2] * 2
+    mask = [[1] * 40, [1] * 33 + [0] * 7]
+    whole, _ = encode(model, ids, mask)
+    monkeypatch.setattr("acestep_engine.model.lyric_encoder.QUERY_CHUNK", 7)
+    torch.testing.assert_close(encode(model, ids, mask)[0], whole)
+
+
 def test_no_lyrics_at_all_is_finite(model: Transformer) -> None:
     context = model.prepare_context(*encode(model, [[0]], [[0]]))
     assert bool(model(latents(1, 4), torch.tensor([500.0]), context).isfinite().all())
