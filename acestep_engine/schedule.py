@@ -1,0 +1,103 @@
+"""Which requests do the next unit of device work. Pure Python: what a unit computes is the engine's business.
+
+A unit is one forward that several requests share, or one decode window of one request; whoever is not in it pauses.
+Work is counted in tokens: rows times latent frames of a forward, and as many as take the same time for a window.
+
+Order: highest priority, then least work left, then earliest arrival. Least work left first (shortest remaining
+processing time; Schrage 1968) gives the lowest mean time to finish: a song of 10 s passes those of 240 s between two
+of their units. Alone it would starve the long ones, so the oldest request is owed a share of the device.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What one request asks for. `cost`: tokens of its next unit, at least 1; `work`: of all it has left, that one too.
+
+    A higher `priority` runs first.
+    """
+
+    request_id: str
+    kind: Literal["forward", "decode"]
+    cost: int
+    work: int
+    priority: int = 0
+
+
+class Scheduler:
+    """Chooses unit by unit. One thread at a time; the same calls in the same order give the same choices.
+
+    `max_tokens` bounds a shared forward; one request may exceed it alone. It belongs where the device is just
+    saturated: up to there a forward takes about the same time whoever joins, so that even a long neighbour hardly
+    delays a short request; beyond it more tokens a forward gain nothing, and everybody in it waits for them.
+
+    The oldest request, of whatever priority, is owed `oldest_share` (over 0, at most 1) of the device. Its credit is
+    that share of all work done since it became the oldest, less its own part, kept within 0 and its work left:
+    - units that it was in anyway count as paid, but what it got ahead of its share is not held against it later;
+    - credit is personal: whoever becomes the oldest, because the last one finished or left, begins at 0.
+    As soon as its credit covers its next unit, it goes before all others.
+
+    Hence nobody starves. Before the last unit that passes the oldest over, its credit is less than that unit of its
+    own, so all work done until then is less than its own work / `oldest_share`; after that it is in every unit. So it
+    finishes, the next one becomes the oldest, and in the end everyone does.
+    """
+
+    def __init__(self, max_tokens: int, oldest_share: float = 0.2) -> None:
+        if max_tokens < 1:
+            raise ValueError(f"max_tokens is {max_tokens}, must be at least 1")
+        if not 0 < oldest_share <= 1:
+            raise ValueError(f"oldest_share is {oldest_share}, must be over 0 and at most 1")
+        self.max_tokens = max_tokens
+        self.oldest_share = oldest_share
+        self._oldest_id: str | None = None
+        self._credit = 0.0  # tokens owed to that request
+
+    def choose(self, demands: Sequence[Demand]) -> tuple[str, ...]:
+        """The ids of those that do the next unit: forwards to share, or a single decode window.
+
+        `demands` are all requests in order of arrival, at least one, each id once. The unit counts as done: call once
+        for each.
+        """
+        oldest = demands[0]
+        if oldest.request_id != self._oldest_id:
+            self._oldest_id, self._credit = oldest.request_id, 0.0
+        due = self._credit >= oldest.cost
+        first, *others = sorted(demands, key=lambda demand: _rank(demand, ahead=due and demand is oldest))
+        unit = [first]
+        if first.kind == "forward":
+            unit += _that_fit(others, self.max_tokens - first.cost)
+        self._account(oldest, unit)
+        return tuple(demand.request_id for demand in unit)
+
+    def shrink(self) -> bool:
+        """After out of memory: halve `max_tokens`. False if it is 1, where all run alone already.
+
+        It does not grow again: what did not fit once would fail again, at the cost of a unit for all in it.
+        """
+        if self.max_tokens == 1:
+            return False
+        self.max_tokens //= 2
+        return True
+
+    def _account(self, oldest: Demand, unit: Sequence[Demand]) -> None:
+        own = oldest.cost if oldest in unit else 0
+        credit = self._credit + self.oldest_share * sum(demand.cost for demand in unit) - own
+        self._credit = min(max(credit, 0.0), oldest.work - own)
+
+
+def _rank(demand: Demand, ahead: bool) -> tuple[bool, int, int]:
+    """Sorts first what runs first. Sorting is stable: among equals the order of arrival stays."""
+    return not ahead, -demand.priority, demand.work
+
+
+def _that_fit(demands: Sequence[Demand], tokens: int) -> list[Demand]:
+    """The forwards that fit into `tokens` together; one that does not is passed over for later, smaller ones."""
+    fitting: list[Demand] = []
+    for demand in demands:
+        if demand.kind == "forward" and demand.cost <= tokens:
+            fitting.append(demand)
+            tokens -= demand.cost
+    return fitting
