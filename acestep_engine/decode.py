@@ -1,44 +1,86 @@
-"""Latents to audio: in one piece, or in the published overlapping windows that bound the memory of long songs."""
+"""Latents to audio, a window of bounded work at a time: with the figures of the whole, or in the published windows."""
 
+from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from acestep_engine.decode_overlapped import overlapped_units
+from acestep_engine.decode_units import AUDIO_SHARE, MelMaker, SongBuffers, Unit
 from acestep_engine.errors import LatentShapeError, NumericalError
 from acestep_engine.model.autoencoder import LATENT_CHANNELS, LATENT_HEIGHT, SAMPLES_PER_LATENT, MusicAutoencoder
-from acestep_engine.params import (
-    MEL_FRAMES_PER_LATENT,
-    MEL_HOP_SAMPLES,
-    MODEL_SAMPLE_RATE_HZ,
-    OUTPUT_SAMPLE_RATE_HZ,
-)
+from acestep_engine.model.windows import equal_windows
+from acestep_engine.params import MEL_FRAMES_PER_LATENT, MODEL_SAMPLE_RATE_HZ, OUTPUT_SAMPLE_RATE_HZ
 
 OVERLAPPED_OVER_S = 48.0  # the published pipeline decodes shorter songs in one piece even when asked to overlap
 
-LATENT_WINDOW = 512
-LATENT_HOP = 256
-LATENT_MARGIN = 128  # at each inner edge of a window these latent frames are context, and their mel is dropped
-
-MEL_WINDOW = 512
-AUDIO_OVERLAP = 1024
-MEL_HOP = MEL_WINDOW - 2 * AUDIO_OVERLAP // MEL_HOP_SAMPLES
-CROSSFADE = 128
+# In latent frames: a song of up to 20 s is vocoded in one window, a longer one in windows of up to 10 s.
+SHORT_SONG = 216
+AUDIO_WINDOW = 108
 
 
-@dataclass(frozen=True)
-class Window:
-    """Decode the latent frames [start, stop), keep the result of [keep_start, keep_stop)."""
+class Decoding:
+    """One song on its way from latents (8, 16, T) to audio, a window at a time.
 
-    start: int
-    stop: int
-    keep_start: int
-    keep_stop: int
+    A window bounds the work, and with it the memory, whatever the song's length; between windows the device is free for
+    others. Not overlapped, the audio is that of the whole song decoded in one piece, to rounding: what attends to the
+    whole song runs over it step by step, and all else convolves, in windows with as much context as it can see.
+
+    Raises LatentShapeError for latents of another shape or T = 0, NumericalError if they are not all finite.
+    """
+
+    def __init__(
+        self,
+        autoencoder: MusicAutoencoder,
+        latents: Tensor,
+        *,
+        overlapped: bool = False,
+        sample_rate_hz: int = OUTPUT_SAMPLE_RATE_HZ,
+    ) -> None:
+        check_latents(latents)
+        plan = overlapped_units if overlapped else whole_units
+        self._song, units = plan(autoencoder, latents, sample_rate_hz)
+        self._units = deque(units)
+        self.windows = len(self._units)
+
+    @property
+    def windows_done(self) -> int:
+        return self.windows - len(self._units)
+
+    @property
+    def next_frames(self) -> int:
+        """What the next window costs, as about so many latent frames decoded from end to end; 0 after the last."""
+        return self._units[0].frames if self._units else 0
+
+    @property
+    def frames_left(self) -> int:
+        """The same, summed over all windows that are left."""
+        return sum(unit.frames for unit in self._units)
+
+    @torch.inference_mode()
+    def advance(self) -> None:
+        """Run the next window, of which there must be one. On a GPU it is queued, and nothing waits for it.
+
+        If it raises, for want of memory say, nothing has changed, and it may be tried again.
+        """
+        assert self._units, "the song is decoded"
+        self._units[0].run()
+        self._units.popleft()
+
+    @property
+    def audio(self) -> Tensor:
+        """The decoded song (2, N) on the autoencoder's device, float32, once all windows are done.
+
+        Raises NumericalError if it is not all finite.
+        """
+        assert not self._units, f"{self.windows_done} of {self.windows} windows are done"
+        if not self._song.finite:
+            raise NumericalError("the decoder answered NaN or infinity")
+        return self._song.audio
 
 
-@torch.inference_mode()
 def decode_latents(
     autoencoder: MusicAutoencoder,
     latents: Tensor,
@@ -52,12 +94,10 @@ def decode_latents(
     audio to [-1, 1]; resampling may overshoot a little.
     Raises LatentShapeError for another shape or T = 0, NumericalError if latents or audio are not all finite.
     """
-    check_latents(latents)
-    decode = _decode_overlapped if overlapped else _decode_whole
-    audio = decode(autoencoder, latents, sample_rate_hz)
-    if not audio.isfinite().all():
-        raise NumericalError("the decoder answered NaN or infinity")
-    return audio
+    decoding = Decoding(autoencoder, latents, overlapped=overlapped, sample_rate_hz=sample_rate_hz)
+    while decoding.windows_done < decoding.windows:
+        decoding.advance()
+    return decoding.audio
 
 
 def check_latents(latents: Tensor) -> None:
@@ -69,56 +109,27 @@ def check_latents(latents: Tensor) -> None:
         raise NumericalError("the latents hold NaN or infinity")
 
 
-def _decode_whole(autoencoder: MusicAutoencoder, latents: Tensor, sample_rate_hz: int) -> Tensor:
-    audio = autoencoder.mel_to_audio(autoencoder.latents_to_mel(latents))
-    return autoencoder.resample(audio, MODEL_SAMPLE_RATE_HZ, sample_rate_hz)
-
-
-def _decode_overlapped(autoencoder: MusicAutoencoder, latents: Tensor, sample_rate_hz: int) -> Tensor:
+def whole_units(
+    autoencoder: MusicAutoencoder, latents: Tensor, sample_rate_hz: int
+) -> tuple[SongBuffers, Iterator[Unit]]:
+    """The units that decode latents (8, 16, T) with the figures of one piece, and the song that they fill."""
     frames = latents.shape[-1]
-    mel = torch.cat([_mel_of_window(autoencoder, latents, window) for window in latent_windows(frames)], dim=-1)
-    audio = _vocode_overlapped(autoencoder, mel)
-    # Resampled with what follows the end, then cut: the filter's last taps reach beyond it.
-    audio = autoencoder.resample(audio, MODEL_SAMPLE_RATE_HZ, sample_rate_hz)
-    return audio[:, : frames * SAMPLES_PER_LATENT * sample_rate_hz // MODEL_SAMPLE_RATE_HZ]
+    samples = autoencoder.resample.length(frames * SAMPLES_PER_LATENT, MODEL_SAMPLE_RATE_HZ, sample_rate_hz)
+    song = SongBuffers(autoencoder, frames, samples, sample_rate_hz)
+    return song, _units(autoencoder, latents, song)
 
 
-def latent_windows(frames: int) -> Iterator[Window]:
-    """Windows that overlap by half and together keep every one of `frames` latent frames once.
-
-    Up to 512 frames are one window. The last window may be shorter than the others.
-    """
-    starts = range(0, max(1, frames - LATENT_HOP), LATENT_HOP)
-    for start in starts:
-        first, last = start == 0, start == starts[-1]
-        stop = min(start + LATENT_WINDOW, frames)
-        yield Window(start, stop, start if first else start + LATENT_MARGIN, stop if last else stop - LATENT_MARGIN)
+def _units(autoencoder: MusicAutoencoder, latents: Tensor, song: SongBuffers) -> Iterator[Unit]:
+    yield from MelMaker(autoencoder, latents, 0, song.frames, song).units()
+    longest = SHORT_SONG if song.frames <= SHORT_SONG else AUDIO_WINDOW
+    done = 0
+    for start, stop in equal_windows(0, song.frames, longest):
+        run = partial(_vocode, autoencoder, song, start, stop, done - start)
+        yield Unit.of_share(run, AUDIO_SHARE, stop - start)
+        done = stop
 
 
-def _mel_of_window(autoencoder: MusicAutoencoder, latents: Tensor, window: Window) -> Tensor:
-    mel = autoencoder.latents_to_mel(latents[..., window.start : window.stop])
-    kept = slice(window.keep_start - window.start, window.keep_stop - window.start)
-    return mel[..., kept.start * MEL_FRAMES_PER_LATENT : kept.stop * MEL_FRAMES_PER_LATENT]
-
-
-def _vocode_overlapped(autoencoder: MusicAutoencoder, mel: Tensor) -> Tensor:
-    """Mel (2, 128, T) to audio (2, N >= 512 * T): windows of 512 frames, faded into each other over 128 samples.
-
-    Neighbours share 2048 samples, of which each drops its outer 1024: no edge of a window is heard. Past the end of the
-    song the last window is filled with zeros, and N reaches to the end of it.
-    """
-    frames = mel.shape[-1]
-    fade_in = torch.linspace(0, 1, CROSSFADE, device=mel.device)
-    starts = range(0, frames, MEL_HOP)
-    pieces: list[Tensor] = []
-    for start in starts:
-        block = mel[..., start : start + MEL_WINDOW]
-        audio = autoencoder.mel_to_audio(F.pad(block, (0, MEL_WINDOW - block.shape[-1])))
-        if pieces:
-            tail = pieces[-1][:, -CROSSFADE:]
-            head = audio[:, AUDIO_OVERLAP - CROSSFADE : AUDIO_OVERLAP]
-            tail.copy_(tail * fade_in.flip(0) + head * fade_in)
-            audio = audio[:, AUDIO_OVERLAP:]
-        last = start == starts[-1] and bool(pieces)
-        pieces.append(audio if last else audio[:, :-AUDIO_OVERLAP])
-    return torch.cat(pieces, dim=-1)
+def _vocode(autoencoder: MusicAutoencoder, song: SongBuffers, start: int, stop: int, known: int) -> None:
+    """Append the audio of latent frames [start, stop), the first `known` of which were in the window before."""
+    audio = autoencoder.mel_to_audio(song.mel, start * MEL_FRAMES_PER_LATENT, stop * MEL_FRAMES_PER_LATENT)
+    song.append(audio[:, known * SAMPLES_PER_LATENT :], last=stop == song.frames)

@@ -14,6 +14,7 @@ from diffusers import AutoencoderDC
 from torch import Tensor
 
 from acestep_engine.errors import AudioError, CheckpointError
+from acestep_engine.model.latent_decoder import LatentDecoder
 from acestep_engine.model.loading import load_weights, read_config
 from acestep_engine.model.mel import LogMel, MelConfig
 from acestep_engine.model.resampling import Resampler
@@ -35,6 +36,7 @@ class MusicAutoencoder:
         self, dcae: AutoencoderDC, vocoder: Vocoder, mel: LogMel, device: torch.device, dtype: torch.dtype
     ) -> None:
         self.dcae = dcae.to(memory_format=torch.channels_last)  # up to three times faster on a CPU
+        self.decoder = LatentDecoder(dcae.decoder)
         self.vocoder = vocoder
         self.mel = mel.to(device)
         self.device = device
@@ -85,21 +87,27 @@ class MusicAutoencoder:
         return (latents - LATENT_SHIFT) * LATENT_SCALE
 
     @torch.inference_mode()
-    def latents_to_mel(self, latents: Tensor) -> Tensor:
-        """Latents (8, 16, T) to the log-mel of both channels (2, 128, 8T), float32.
-
-        The decoder attends to all of T: a part decoded alone differs slightly from the same part of a whole.
-        """
+    def latents_to_image(self, latents: Tensor) -> Tensor:
+        """Latents (8, 16, T) to what the decoder's first step takes (1, 8, 16, T)."""
         image = latents.to(self.device, torch.float32) / LATENT_SCALE + LATENT_SHIFT
-        decoded: Tensor = self.dcae.decoder(_channels_last(image[None].to(self.dtype)))[0]
-        mel = decoded.float() * 0.5 + 0.5
+        return _channels_last(image[None].to(self.dtype))
+
+    @torch.inference_mode()
+    def attended_to_mel(self, attended: Tensor, start: int, stop: int) -> Tensor:
+        """The log-mel (2, 128, 8 * (stop - start)), float32, of latent frames [start, stop) of a song.
+
+        `attended` is the song's image after the decoder's attending steps. Windows together give the mel of the whole.
+        """
+        mel = self.decoder.convolve(attended, start, stop)[0].float() * 0.5 + 0.5
         return mel * (MEL_MAX - MEL_MIN) + MEL_MIN
 
     @torch.inference_mode()
-    def mel_to_audio(self, mel: Tensor) -> Tensor:
-        """Log-mel (2, 128, T) to stereo audio (2, 512 * T) in [-1, 1] at 44.1 kHz, float32. Convolutions only."""
-        audio: Tensor = self.vocoder(mel.to(self.device, self.dtype)).squeeze(1).float()
-        return audio
+    def mel_to_audio(self, mel: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+        """Stereo audio (2, N) in [-1, 1] at 44.1 kHz, float32, of frames [start, stop) of a song's log-mel (2, 128, T).
+
+        A frame becomes 512 samples. Windows together give the audio of the whole: the vocoder only convolves.
+        """
+        return self.vocoder(mel.to(self.device, self.dtype), start, stop).squeeze(1).float()
 
 
 def build_dcae(config: Mapping[str, Any]) -> AutoencoderDC:

@@ -35,13 +35,48 @@ class Resampler:
         resampled: Tensor = self._filters[key](audio)
         return resampled
 
+    def length(self, samples: int, rate_hz: int, new_rate_hz: int) -> int:
+        """How many samples a call answers for `samples`."""
+        length = samples * new_rate_hz / rate_hz
+        if rate_hz != new_rate_hz and _taps_of_all_phases(rate_hz, new_rate_hz) <= MAX_KEPT_TAPS:
+            length = torch.tensor(length).item()  # torchaudio rounds to float32 before it rounds up
+        return ceil(length)
+
+
+class ResampledStream:
+    """One song's sample rate conversion, piece by piece: the answers, joined, are those of the whole song."""
+
+    def __init__(self, resampler: Resampler, rate_hz: int, new_rate_hz: int) -> None:
+        self._resampler = resampler
+        self._rates_hz = rate_hz, new_rate_hz
+        self._block, self._new_block = _reduced(rate_hz, new_rate_hz)  # as many samples in as out, in time
+        self._reach = 0 if rate_hz == new_rate_hz else _reach(rate_hz, new_rate_hz)
+        self._kept: Tensor | None = None
+        self._answered = 0  # of the blocks that are kept: the first ones, now context of the next
+
+    def push(self, audio: Tensor, *, last: bool) -> Tensor:
+        """The next samples (C, N >= 1) at `rate_hz` to those that they complete (C, M) at `new_rate_hz`, float32.
+
+        The `last` answer reaches a little beyond the song's end. A call that raises may be repeated.
+        """
+        if self._kept is not None:
+            audio = torch.cat([self._kept, audio], dim=-1)
+        if last:
+            audio = F.pad(audio, (0, self._reach + self._block))
+        resampled = self._resampler(audio, *self._rates_hz)
+        complete = max(self._answered, (audio.shape[-1] - self._reach) // self._block)
+        context = min(complete, ceil(self._reach / self._block))
+        self._kept = audio[:, (complete - context) * self._block :].clone()
+        answer = resampled[:, self._answered * self._new_block : complete * self._new_block]
+        self._answered = context
+        return answer
+
 
 def resample_any_rate(audio: Tensor, rate_hz: int, new_rate_hz: int) -> Tensor:
     """The same interpolation with each output's filter computed when it is needed: slower, but of bounded memory."""
-    common = gcd(rate_hz, new_rate_hz)
-    rate, new_rate = rate_hz // common, new_rate_hz // common
+    rate, new_rate = _reduced(rate_hz, new_rate_hz)
     cutoff = min(rate, new_rate) * ROLLOFF / rate  # in cycles per two input samples
-    reach = ceil(ZERO_CROSSINGS / cutoff)
+    reach = _reach(rate_hz, new_rate_hz)
     outputs = ceil(audio.shape[-1] * new_rate / rate)
     padded = F.pad(audio, (reach, reach + 1))
     offsets = torch.arange(-reach, reach + 2, device=audio.device)
@@ -59,7 +94,17 @@ def resample_any_rate(audio: Tensor, rate_hz: int, new_rate_hz: int) -> Tensor:
     return torch.cat(parts, dim=-1)
 
 
-def _taps_of_all_phases(rate_hz: int, new_rate_hz: int) -> int:
+def _reduced(rate_hz: int, new_rate_hz: int) -> tuple[int, int]:
     common = gcd(rate_hz, new_rate_hz)
-    rate, new_rate = rate_hz // common, new_rate_hz // common
-    return new_rate * (rate + 2 * ceil(ZERO_CROSSINGS * rate / (min(rate, new_rate) * ROLLOFF)))
+    return rate_hz // common, new_rate_hz // common
+
+
+def _reach(rate_hz: int, new_rate_hz: int) -> int:
+    """Input samples that a filter has on either side."""
+    rate, new_rate = _reduced(rate_hz, new_rate_hz)
+    return ceil(ZERO_CROSSINGS * rate / (min(rate, new_rate) * ROLLOFF))
+
+
+def _taps_of_all_phases(rate_hz: int, new_rate_hz: int) -> int:
+    rate, new_rate = _reduced(rate_hz, new_rate_hz)
+    return new_rate * (rate + 2 * _reach(rate_hz, new_rate_hz))

@@ -15,8 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from acestep_engine.errors import CheckpointError
+from acestep_engine.model.windows import equal_windows, with_halo
 
 NORM_EPS = 1e-6
+STEM_KERNEL_SIZE = 7
 
 # The head's residual blocks run over tiles of time, which gives the same audio: a tile's values fit a CPU's cache, and
 # a long song does not need memory for all of its activations. On a GPU tiles only bound the memory.
@@ -112,7 +114,8 @@ class ConvNeXtBackbone(nn.Module):
     def __init__(self, config: VocoderConfig) -> None:
         super().__init__()
         dims = config.dims
-        stem = nn.Conv1d(config.input_channels, dims[0], 7, padding=3, padding_mode="replicate")
+        reach = STEM_KERNEL_SIZE // 2
+        stem = nn.Conv1d(config.input_channels, dims[0], STEM_KERNEL_SIZE, padding=reach, padding_mode="replicate")
         self.channel_layers = nn.ModuleList([nn.Sequential(stem, ChannelNorm(dims[0], eps=NORM_EPS))])
         for before, after in pairwise(dims):
             self.channel_layers.append(nn.Sequential(ChannelNorm(before, eps=NORM_EPS), nn.Conv1d(before, after, 1)))
@@ -121,6 +124,7 @@ class ConvNeXtBackbone(nn.Module):
             for channels, depth in zip(dims, config.depths, strict=True)
         )
         self.norm = ChannelNorm(dims[-1], eps=NORM_EPS)
+        self.halo = reach + sum(config.depths) * (config.kernel_size // 2)  # frames seen on either side
 
     def forward(self, mel: Tensor) -> Tensor:
         x = mel
@@ -174,7 +178,8 @@ class ResBlock(nn.Module):
 class HiFiGANHead(nn.Module):
     """Features (B, C, T) to audio (B, 1, T * samples_per_frame) in [-1, 1].
 
-    Every stage upsamples, halves the channels and averages residual blocks of several kernel sizes.
+    Every stage upsamples, halves the channels and averages residual blocks of several kernel sizes. An output sample
+    depends on at most `halo` frames on either side of its own.
     """
 
     def __init__(self, config: VocoderConfig) -> None:
@@ -191,21 +196,40 @@ class HiFiGANHead(nn.Module):
                 for kernel, dilations in zip(config.resblock_kernel_sizes, config.resblock_dilation_sizes, strict=True)
             )
         self.blocks_per_stage = len(config.resblock_kernel_sizes)
-        self.halo = max(  # samples that the widest block sees on either side
+        self.block_halo = max(  # samples that the widest block sees on either side
             (kernel_size - 1) // 2 * (sum(dilations) + len(dilations))
             for kernel_size, dilations in zip(config.resblock_kernel_sizes, config.resblock_dilation_sizes, strict=True)
         )
         self.conv_post = TimeConv(channels, 1, config.post_conv_kernel_size)
+        self.rates = config.upsample_rates
+        halo = self.conv_post.margin
+        halos = []
+        for rate, kernel_size in zip(reversed(self.rates), reversed(config.upsample_kernel_sizes), strict=True):
+            halos.append(halo)
+            halo = (halo + self.block_halo + (kernel_size + rate) // 2 - 1) // rate
+        self.halos_after = tuple(reversed(halos))  # per stage: samples of its output that the rest sees on either side
+        self.halo = halo + self.conv_pre.margin
 
-    def forward(self, features: Tensor) -> Tensor:
-        x = self.conv_pre(features.unsqueeze(2).contiguous(memory_format=torch.channels_last))  # (B, C, 1, T)
-        for stage, up in enumerate(self.ups):
-            x = self._average_of_blocks(stage, up(F.silu(x, inplace=True)))
+    def forward(self, features: Tensor, start: int, stop: int) -> Tensor:
+        """Audio (B, 1, N) of frames [start, stop). The others are context, as far as they are seen.
+
+        A stage passes on no more context than the rest sees, so that little is computed to be dropped.
+        """
+        first, last = with_halo(start, stop, self.halo, features.shape[-1])
+        start, stop = start - first, stop - first
+        x = features[..., None, first:last].contiguous(memory_format=torch.channels_last)  # (B, C, 1, T)
+        x = self.conv_pre(x)
+        for stage, (up, rate, halo) in enumerate(zip(self.ups, self.rates, self.halos_after, strict=True)):
+            x = up(F.silu(x, inplace=True))
+            start, stop = start * rate, stop * rate
+            first, last = with_halo(start, stop, halo, x.shape[-1])
+            x = self._average_of_blocks(stage, x, first, last)
+            start, stop = start - first, stop - first
         audio: Tensor = self.conv_post(F.silu(x, inplace=True)).tanh()
-        return audio.squeeze(2)  # (B, 1, N)
+        return audio[:, :, 0, start:stop]
 
-    def _average_of_blocks(self, stage: int, x: Tensor) -> Tensor:
-        """The mean of a stage's residual blocks for x (B, C, 1, T), tile by tile.
+    def _average_of_blocks(self, stage: int, x: Tensor, start: int, stop: int) -> Tensor:
+        """The mean of a stage's residual blocks for [start, stop) of x (B, C, 1, T), tile by tile.
 
         A tile is computed with as much context on both sides as the blocks can see, and the context is cut off.
         """
@@ -213,28 +237,37 @@ class HiFiGANHead(nn.Module):
         blocks = self.resblocks[first : first + self.blocks_per_stage]
         values = CPU_TILE_VALUES if x.device.type == "cpu" else GPU_TILE_VALUES
         size = max(MIN_TILE_SAMPLES, values // (x.shape[0] * x.shape[1]))
-        tiles = []
-        for start in range(0, x.shape[-1], size):
-            before = min(self.halo, start)
-            part = x[..., start - before : start + size + self.halo]
+        average = torch.empty_like(x[..., start:stop], memory_format=torch.channels_last)
+        for tile_start, tile_stop in equal_windows(start, stop, size):
+            first, last = with_halo(tile_start, tile_stop, self.block_halo, x.shape[-1])
+            part = x[..., first:last]
             total = blocks[0](part)
             for block in blocks[1:]:
                 total += block(part)
-            tiles.append(total[..., before : before + size].div_(len(blocks)))
-        return torch.cat(tiles, dim=-1)
+            kept = total[..., tile_start - first : tile_stop - first]
+            torch.div(kept, len(blocks), out=average[..., tile_start - start : tile_stop - start])
+        return average
 
 
 class Vocoder(nn.Module):
-    """Log-mel (B, input_channels, T) to audio (B, 1, T * samples_per_frame) in [-1, 1] at the mel's sampling rate."""
+    """Log-mel (B, input_channels, T) to audio (B, 1, T * samples_per_frame) in [-1, 1] at the mel's sampling rate.
+
+    Convolutions only: audio depends on at most `halo` frames on either side of its own.
+    """
 
     def __init__(self, config: VocoderConfig) -> None:
         super().__init__()
         self.config = config
         self.backbone = ConvNeXtBackbone(config)
         self.head = HiFiGANHead(config)
+        self.halo = self.backbone.halo + self.head.halo
 
-    def forward(self, mel: Tensor) -> Tensor:
-        audio: Tensor = self.head(self.backbone(mel))
+    def forward(self, mel: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+        """Audio (B, 1, N) of frames [start, stop): the same, alone or as a part of all."""
+        stop = mel.shape[-1] if stop is None else stop
+        first, last = with_halo(start, stop, self.halo, mel.shape[-1])
+        features = self.backbone(mel[..., first:last])
+        audio: Tensor = self.head(features, start - first, stop - first)
         return audio
 
     @staticmethod

@@ -1,62 +1,234 @@
-"""Decoding beyond what test_parity.py compares with the published figures."""
+"""Decoding in windows: the audio of the whole song, whatever its length, and whoever else is decoded in between."""
 
-from itertools import pairwise
+import random
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
-from acestep_engine.decode import LATENT_WINDOW, decode_latents, latent_windows
+from acestep_engine import decode, decode_units
+from acestep_engine.decode import Decoding, decode_latents
 from acestep_engine.errors import LatentShapeError, NumericalError
-from acestep_engine.model.autoencoder import MusicAutoencoder
+from acestep_engine.model import latent_decoder
+from acestep_engine.model.autoencoder import MEL_MAX, MEL_MIN, MusicAutoencoder, build_dcae, build_vocoder
+from acestep_engine.model.mel import LogMel, MelConfig
+from acestep_engine.params import MODEL_SAMPLE_RATE_HZ
+from tests.engine.small import CPU, DCAE, VOCODER, draw_weights, latents
+from tests.parity import relative_error
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+WIDE = {"resblock_kernel_sizes": [3, 7], "resblock_dilation_sizes": [[1, 3], [1, 5]], "pre_conv_kernel_size": 13}
+SHORT, WINDOW = 8, 5  # latent frames, in these tests
 
 
-@pytest.fixture(scope="module")
-def autoencoder(tiny_checkpoint: Path) -> MusicAutoencoder:
-    return MusicAutoencoder.load(tiny_checkpoint, torch.device("cpu"), torch.float32)
+@cache
+def autoencoder(dtype: torch.dtype = torch.float32) -> MusicAutoencoder:
+    """Whose vocoder hears more than two latent frames on either side."""
+    dcae, vocoder = build_dcae(DCAE), build_vocoder(VOCODER | WIDE)
+    for seed, module in enumerate((dcae, vocoder)):
+        draw_weights(module, seed)
+    return MusicAutoencoder(dcae.to(dtype), vocoder.to(dtype), LogMel(MelConfig()), CPU, dtype)
 
 
-def test_overlapped_decoding_of_a_short_song_has_its_length(autoencoder: MusicAutoencoder) -> None:
-    latents = torch.randn(8, 16, 2, generator=torch.Generator().manual_seed(0))
-
-    audio = decode_latents(autoencoder, latents, overlapped=True)
-
-    assert audio.shape == (2, 2 * 4096 * 48_000 // 44_100)
+@pytest.fixture
+def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_windows(monkeypatch, SHORT, WINDOW, WINDOW + 2, 7)
 
 
-@given(frames=st.integers(1, 4_000))
-def test_latent_windows_keep_every_frame_once(frames: int) -> None:
-    windows = list(latent_windows(frames))
+def set_windows(monkeypatch: pytest.MonkeyPatch, short: int, audio: int, mel: int, tile: int) -> None:
+    monkeypatch.setattr(decode, "SHORT_SONG", short)
+    monkeypatch.setattr(decode, "AUDIO_WINDOW", audio)
+    monkeypatch.setattr(decode_units, "MEL_WINDOW", mel)
+    monkeypatch.setattr(decode_units, "ATTENDED_AT_ONCE", 2 * short)
+    monkeypatch.setattr(latent_decoder, "TILE_COLUMNS", tile)
 
-    assert windows[0].keep_start == 0
-    assert windows[-1].keep_stop == frames
-    for before, after in pairwise(windows):
-        assert before.keep_stop == after.keep_start
-    for window in windows:
-        assert 0 <= window.start <= window.keep_start < window.keep_stop <= window.stop <= frames
-        assert window.stop - window.start <= LATENT_WINDOW
+
+@torch.inference_mode()
+def decoded_in_one_piece(song: Tensor, sample_rate_hz: int) -> Tensor:
+    """The song (8, 16, T) through the whole decoder, the whole vocoder and the whole resampling."""
+    codec = autoencoder()
+    image = codec.dcae.decoder(codec.latents_to_image(song))[0]
+    mel = (image * 0.5 + 0.5) * (MEL_MAX - MEL_MIN) + MEL_MIN
+    audio = codec.vocoder(mel).squeeze(1)
+    return codec.resample(audio, MODEL_SAMPLE_RATE_HZ, sample_rate_hz)
+
+
+def advanced_by_turns(decodings: list[Decoding]) -> Iterator[Decoding]:
+    """Each time the one that was advanced, until all are done."""
+    while running := [decoding for decoding in decodings if decoding.windows_done < decoding.windows]:
+        for decoding in running:
+            decoding.advance()
+            yield decoding
+
+
+@pytest.mark.usefixtures("small_windows")
+@pytest.mark.parametrize("frames", [1, 2, SHORT, SHORT + 1, 2 * WINDOW, 2 * WINDOW + 1, 8 * WINDOW - 1, 60])
+@pytest.mark.parametrize("sample_rate_hz", [48_000, 44_100, 16_000])
+def test_windows_give_the_audio_of_the_whole_song(frames: int, sample_rate_hz: int) -> None:
+    song = latents(frames)
+
+    audio = decode_latents(autoencoder(), song, sample_rate_hz=sample_rate_hz)
+
+    assert relative_error(audio, decoded_in_one_piece(song, sample_rate_hz)) < 1e-5
+
+
+def test_a_short_song_takes_one_window_of_each_kind_and_is_exactly_as_in_one_piece() -> None:
+    song = latents(30)
+    decoding = Decoding(autoencoder(), song)
+
+    list(advanced_by_turns([decoding]))
+
+    assert decoding.windows == 3  # attention, mel, audio
+    assert torch.equal(decoding.audio, decoded_in_one_piece(song, 48_000))
+
+
+@pytest.mark.usefixtures("small_windows")
+def test_the_audio_is_no_less_exact_at_the_seams() -> None:
+    song = latents(6 * WINDOW)
+
+    error = (decode_latents(autoencoder(), song) - decoded_in_one_piece(song, 48_000)).abs()
+
+    seams = [index * WINDOW * 4096 * 48_000 // 44_100 for index in range(1, 6)]
+    at_seams = torch.cat([error[:, seam - 512 : seam + 512] for seam in seams], dim=-1)
+    assert error.max() < 1e-5
+    assert at_seams.mean() < 2 * error.mean() + 1e-7
+
+
+@given(
+    frames=st.integers(1, 40),
+    short=st.integers(1, 12),
+    audio=st.integers(1, 12),
+    mel=st.integers(1, 12),
+    tile=st.integers(1, 12),
+)
+@settings(max_examples=25)
+def test_windows_of_any_size_give_the_audio_of_the_whole_song(
+    frames: int, short: int, audio: int, mel: int, tile: int
+) -> None:
+    song = latents(frames)
+    with pytest.MonkeyPatch.context() as patch:
+        set_windows(patch, short, audio, mel, tile)
+        decoded = decode_latents(autoencoder(), song)
+
+    assert relative_error(decoded, decoded_in_one_piece(song, 48_000)) < 1e-5
+
+
+@pytest.mark.usefixtures("small_windows")
+@pytest.mark.parametrize("overlapped", [False, True])
+def test_songs_decoded_by_turns_are_as_those_decoded_one_after_the_other(overlapped: bool) -> None:
+    songs = [latents(frames, seed=frames) for frames in (23, 4, 31)]
+    alone = [decode_latents(autoencoder(), song, overlapped=overlapped) for song in songs]
+
+    decodings = [Decoding(autoencoder(), song, overlapped=overlapped) for song in songs]
+    list(advanced_by_turns(decodings))
+
+    for decoding, audio in zip(decodings, alone, strict=True):
+        assert torch.equal(decoding.audio, audio)
+
+
+@pytest.mark.usefixtures("small_windows")
+@pytest.mark.parametrize("overlapped", [False, True])
+def test_a_window_that_fails_for_want_of_memory_can_be_tried_again(overlapped: bool) -> None:
+    song, dice, failures = latents(14), random.Random(0), 0
+    expected = decode_latents(autoencoder(), song, overlapped=overlapped)
+
+    def fails_sometimes(module: nn.Module, args: object, output: object) -> None:
+        if dice.random() < 0.02:
+            raise torch.OutOfMemoryError("not enough memory")
+
+    decoding = Decoding(autoencoder(), song, overlapped=overlapped)
+    hook = register_module_forward_hook(fails_sometimes)
+    try:
+        while decoding.windows_done < decoding.windows:
+            done = decoding.windows_done
+            try:
+                decoding.advance()
+            except torch.OutOfMemoryError:
+                failures += 1
+                assert decoding.windows_done == done
+    finally:
+        hook.remove()
+
+    assert failures > 0
+    assert torch.equal(decoding.audio, expected)
+
+
+@pytest.mark.usefixtures("small_windows")
+@pytest.mark.parametrize("overlapped", [False, True])
+def test_what_is_left_is_told_in_latent_frames_and_shrinks_by_every_window(overlapped: bool) -> None:
+    decoding = Decoding(autoencoder(), latents(600), overlapped=overlapped)
+    at_first = left = decoding.frames_left
+
+    while left > 0:
+        cost, done = decoding.next_frames, decoding.windows_done
+        decoding.advance()
+        assert decoding.windows_done == done + 1
+        assert decoding.frames_left == left - cost < left
+        left = decoding.frames_left
+
+    assert 550 <= at_first <= 850
+    assert decoding.windows_done == decoding.windows
+    assert decoding.next_frames == 0
+
+
+def test_decoding_beyond_the_end_and_listening_before_it_are_mistakes() -> None:
+    decoding = Decoding(autoencoder(), latents(1))
+
+    with pytest.raises(AssertionError, match="0 of 3 windows"):
+        _ = decoding.audio
+    list(advanced_by_turns([decoding]))
+    with pytest.raises(AssertionError, match="decoded"):
+        decoding.advance()
+
+
+def test_bfloat16_weights_decode_to_float32() -> None:
+    audio = decode_latents(autoencoder(torch.bfloat16), latents(10))
+
+    assert audio.dtype == torch.float32
+    assert relative_error(audio, decoded_in_one_piece(latents(10), 48_000)) < 0.1
 
 
 @pytest.mark.parametrize("shape", [(8, 16, 0), (8, 8, 5), (4, 16, 5), (1, 8, 16, 5), (128, 5), (5,)])
 @pytest.mark.parametrize("overlapped", [False, True])
-def test_latents_of_another_shape_are_refused(
-    autoencoder: MusicAutoencoder, shape: tuple[int, ...], overlapped: bool
-) -> None:
+def test_latents_of_another_shape_are_refused(shape: tuple[int, ...], overlapped: bool) -> None:
     with pytest.raises(LatentShapeError, match=r"expected \(8, 16, T >= 1\)"):
-        decode_latents(autoencoder, torch.zeros(shape), overlapped=overlapped)
+        Decoding(autoencoder(), torch.zeros(shape), overlapped=overlapped)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_latents_that_are_not_finite_are_refused(autoencoder: MusicAutoencoder, value: float) -> None:
-    latents = torch.zeros(8, 16, 3)
-    latents[0, 3, 1] = value
+def test_latents_that_are_not_finite_are_refused(value: float) -> None:
+    song = torch.zeros(8, 16, 3)
+    song[0, 3, 1] = value
 
     with pytest.raises(NumericalError, match="latents"):
-        decode_latents(autoencoder, latents)
+        Decoding(autoencoder(), song)
 
 
-def test_a_decoder_that_overflows_is_a_numerical_error(autoencoder: MusicAutoencoder) -> None:
+@pytest.mark.parametrize("overlapped", [False, True])
+def test_a_decoder_that_overflows_is_a_numerical_error_at_the_end(overlapped: bool) -> None:
+    decoding = Decoding(autoencoder(), torch.full((8, 16, 2), 3e38), overlapped=overlapped)
+
+    list(advanced_by_turns([decoding]))
+
     with pytest.raises(NumericalError, match="decoder"):
-        decode_latents(autoencoder, torch.full((8, 16, 2), 3e38))
+        _ = decoding.audio
+
+
+@pytest.mark.usefixtures("small_windows")
+def test_the_published_sizes_decode_in_windows_too(tiny_checkpoint: Path) -> None:
+    codec = MusicAutoencoder.load(tiny_checkpoint, CPU, torch.float32)
+    song = latents(2 * SHORT + 1)
+
+    in_windows = decode_latents(codec, song)
+    with pytest.MonkeyPatch.context() as patch:
+        set_windows(patch, 100, 100, 100, 100)
+        whole = decode_latents(codec, song)
+
+    assert relative_error(in_windows, whole) < 1e-5

@@ -6,12 +6,17 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from acestep_engine.errors import CheckpointError
 from acestep_engine.model import vocoder as module
 from acestep_engine.model.loading import check_names
 from acestep_engine.model.vocoder import Vocoder, VocoderConfig
+from acestep_engine.model.windows import equal_windows
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 CONFIG: dict[str, Any] = {
     "input_channels": 16,
@@ -31,11 +36,23 @@ CONFIG: dict[str, Any] = {
 }
 
 
-@pytest.fixture(scope="module")
-def vocoder() -> Vocoder:
+UPSAMPLINGS: list[dict[str, Any]] = [
+    {},
+    {"upsample_rates": [8], "upsample_kernel_sizes": [16]},
+    {"upsample_rates": [2, 2, 2], "upsample_kernel_sizes": [4, 6, 2]},
+    {"upsample_rates": [4, 2], "upsample_kernel_sizes": [4, 8], "resblock_dilation_sizes": [[1], [1, 3, 7]]},
+]
+
+
+def drawn_vocoder(config: dict[str, Any]) -> Vocoder:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return Vocoder(VocoderConfig.from_dict(CONFIG)).eval().requires_grad_(False)
+        return Vocoder(VocoderConfig.from_dict(config)).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def vocoder() -> Vocoder:
+    return drawn_vocoder(CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +90,59 @@ def test_tiles_give_the_same_audio_as_one_piece(
     monkeypatch.setattr(module, "MIN_TILE_SAMPLES", tile)
 
     torch.testing.assert_close(vocoder(mel), whole, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("start", "stop"), [(0, 1), (0, 10), (10, 11), (37, 38), (50, 250), (150, 151), (299, 300), (1, 300), (0, 299)]
+)
+def test_a_window_is_that_part_of_the_whole_audio(vocoder: Vocoder, mel: Tensor, start: int, stop: int) -> None:
+    whole = vocoder(mel)
+
+    torch.testing.assert_close(vocoder(mel, start, stop), whole[..., start * 8 : stop * 8], rtol=1e-5, atol=1e-6)
+
+
+@given(data=st.data(), frames=st.integers(1, 120), longest=st.integers(1, 120), tile=st.integers(8, 200))
+@settings(max_examples=50)
+def test_windows_of_any_length_join_without_a_seam(data: st.DataObject, frames: int, longest: int, tile: int) -> None:
+    config = CONFIG | {
+        "kernel_sizes": [data.draw(st.sampled_from([3, 7]))],
+        "pre_conv_kernel_size": data.draw(st.sampled_from([1, 5, 13])),
+        "post_conv_kernel_size": data.draw(st.sampled_from([1, 7])),
+        **data.draw(st.sampled_from(UPSAMPLINGS)),
+    }
+    vocoder = drawn_vocoder(config)
+    samples = vocoder.config.samples_per_frame
+    mel = torch.randn(2, 16, frames, generator=torch.Generator().manual_seed(frames))
+    whole = vocoder(mel)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "CPU_TILE_VALUES", 0)
+        patch.setattr(module, "MIN_TILE_SAMPLES", tile)
+        windows = {start: vocoder(mel, start, stop) for start, stop in equal_windows(0, frames, longest)}
+
+    for start, audio in windows.items():
+        part = whole[..., start * samples : start * samples + audio.shape[-1]]
+        torch.testing.assert_close(audio, part, rtol=1e-5, atol=2e-6)
+
+
+def test_a_frame_is_heard_no_further_than_the_halo(vocoder: Vocoder, mel: Tensor) -> None:
+    louder = mel.clone()
+    louder[..., 150] += 5
+
+    heard = (vocoder(louder) != vocoder(mel)).any(dim=0).squeeze(0).nonzero().squeeze(1) // 8  # frames
+
+    assert 150 - vocoder.halo <= heard.min() <= 150 - 0.8 * vocoder.halo
+    assert 150 + 0.8 * vocoder.halo <= heard.max() <= 150 + vocoder.halo
+
+
+@pytest.mark.parametrize(("manifest", "frames"), [("manifest-tiny.json", 18 + 34), ("manifest-v1-3.5b.json", 57 + 34)])
+def test_the_published_vocoders_hear_about_a_second(golden: Path, manifest: str, frames: int) -> None:
+    with torch.device("meta"):
+        vocoder = Vocoder(
+            VocoderConfig.from_dict(json.loads((golden / manifest).read_text())["music_vocoder"]["config"])
+        )
+
+    assert vocoder.halo == frames
 
 
 @pytest.mark.parametrize(
