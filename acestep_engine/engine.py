@@ -1,7 +1,7 @@
-"""The loop that makes a song: conditioning and parameters in, latents and audio out."""
+"""The loop that makes songs: many requests at once, which join and leave between any two forwards."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -13,13 +13,17 @@ from torch import Tensor
 
 from acestep_engine import tasks
 from acestep_engine.audio import SourceAudio
+from acestep_engine.batch import Batch, Share
+from acestep_engine.calibrate import Calibration, compiling_pays, measure_decoding, measure_forwards
 from acestep_engine.checkpoint import TRANSFORMER, check_folder
 from acestep_engine.conditioning import Conditioning
-from acestep_engine.decode import OVERLAPPED_OVER_S, decode_latents
-from acestep_engine.devices import pick_device, pick_dtype
-from acestep_engine.errors import Cancelled
+from acestep_engine.context import ContextBuilder
+from acestep_engine.decode import OVERLAPPED_OVER_S, Decoding
+from acestep_engine.devices import Pacer, free_memory, pick_device, pick_dtype
+from acestep_engine.errors import Cancelled, EngineError
 from acestep_engine.model.autoencoder import MusicAutoencoder
-from acestep_engine.model.transformer import Context, Transformer
+from acestep_engine.model.packing import Context
+from acestep_engine.model.transformer import Transformer
 from acestep_engine.offload import Residency
 from acestep_engine.params import (
     MAX_DURATION_S,
@@ -29,9 +33,10 @@ from acestep_engine.params import (
     Progress,
     Timings,
 )
+from acestep_engine.schedule import Demand, Scheduler
 from acestep_engine.tasks import TaskState
 
-ProgressSink = Callable[[Progress], None]
+ATTEMPTS_ALONE = 2  # of a unit that runs out of memory although nobody shares it
 
 
 @dataclass(frozen=True)
@@ -47,21 +52,86 @@ class Song:
         return float(self.audio.shape[1] / OUTPUT_SAMPLE_RATE_HZ)
 
 
-class Engine:
-    """A loaded checkpoint. Use it from one thread at a time."""
+@dataclass(frozen=True)
+class Moved:
+    """A request is further than before."""
 
-    def __init__(self, spec: ModelSpec, transformer: Transformer, autoencoder: MusicAutoencoder, device: torch.device):
+    request_id: str
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class Finished:
+    request_id: str
+    song: Song
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A request that ended without a song; the others go on."""
+
+    request_id: str
+    error: Exception
+
+
+Event = Moved | Finished | Failed
+
+
+@dataclass(eq=False)
+class _Request:
+    """A request in the engine. It waits to begin while `task` is None, and is decoded once `decoding` is not."""
+
+    request_id: str
+    params: GenerationParams
+    conditioning: Conditioning
+    source: SourceAudio | None
+    priority: int
+    task: TaskState | None = None
+    context: Context | None = None
+    decoding: Decoding | None = None
+    began_at: float = 0.0
+    denoised_at: float = 0.0
+    out_of_memory: int = 0  # times in a row that it did not fit, alone
+
+    def share(self) -> Share:
+        assert self.task is not None
+        assert self.context is not None
+        return Share(self.task.queries(), self.context)
+
+
+class Engine:
+    """A loaded checkpoint and the requests it works on. Use it from one thread at a time.
+
+    Each `step` does one unit of work, which the scheduler chooses: a forward that several requests share, or one window
+    of one song's decoding. A request's music does not depend on who shares its forwards.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        transformer: Transformer,
+        autoencoder: MusicAutoencoder,
+        device: torch.device,
+        calibration: Calibration | None = None,
+    ) -> None:
+        """`calibration` None measures this device, which takes some forwards and warms it up."""
         self.spec = spec
         self.transformer = transformer
         self.autoencoder = autoencoder
         self.device = device
         self.dtype = pick_dtype(spec.precision, device)
         self._residency = Residency(device, enabled=spec.cpu_offload)
-        if spec.torch_compile:
+        self.batch = Batch(transformer, device, self.dtype)
+        self.contexts = ContextBuilder(transformer, device, self.dtype)
+        if spec.torch_compile or (spec.torch_compile is None and self._compiling_pays()):
             transformer.compile_blocks()
+        self.calibration = calibration or self._measure()
+        self.scheduler = Scheduler(self.calibration.max_tokens)
+        self._pacer = Pacer(device)
+        self._requests: dict[str, _Request] = {}  # in order of arrival
 
     @classmethod
-    def load(cls, spec: ModelSpec, device: str | None = None) -> Self:
+    def load(cls, spec: ModelSpec, device: str | None = None, calibration: Calibration | None = None) -> Self:
         """From a checkpoint folder, strictly. Raises CheckpointError naming the file or tensor that does not fit."""
         folder = Path(spec.path)
         check_folder(folder)
@@ -69,32 +139,115 @@ class Engine:
         dtype = pick_dtype(spec.precision, target)
         home = torch.device("cpu") if spec.cpu_offload else target
         transformer = Transformer.load(folder / TRANSFORMER, home, dtype)
-        return cls(spec, transformer, MusicAutoencoder.load(folder, home, dtype), target)
+        return cls(spec, transformer, MusicAutoencoder.load(folder, home, dtype), target, calibration)
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._requests)
+
+    def add(
+        self,
+        request_id: str,
+        params: GenerationParams,
+        conditioning: Conditioning,
+        source: SourceAudio | None = None,
+        priority: int = 0,
+    ) -> None:
+        """Take a request in; the next `step` begins it. A higher `priority` runs first.
+
+        Raises ValueError for an id in use.
+        """
+        if request_id in self._requests:
+            raise ValueError(f"there is a request {request_id!r} already")
+        self._requests[request_id] = _Request(request_id, params, conditioning, source, priority)
+
+    def abort(self, request_id: str) -> None:
+        """Forget a request, if there is one of that id; what it held is free at once."""
+        self._requests.pop(request_id, None)
+        self.batch.forget_packings()
 
     @torch.inference_mode()
+    def step(self) -> list[Event]:
+        """Do one unit of work, and tell what came of it. Nothing to do is an empty list.
+
+        Whatever goes wrong with single requests is told as Failed. Raises only what concerns all: a lost device.
+        """
+        events = self._begin_waiting()
+        demands = self._demands()
+        if not demands:
+            return events
+        ids = self.scheduler.choose(demands)
+        chosen = [self._requests[request_id] for request_id in ids]
+        self._pacer.wait()
+        failure: RuntimeError | None = None
+        try:
+            events += self._decode(chosen[0]) if chosen[0].decoding is not None else self._forward(chosen)
+        except torch.AcceleratorError:
+            raise
+        except RuntimeError as error:
+            failure = error.with_traceback(None)  # it holds the tensors of this unit
+        else:
+            for request in chosen:
+                request.out_of_memory = 0
+        if failure is not None:
+            cost = sum(demand.cost for demand in demands if demand.request_id in ids)
+            events += self._recover(chosen, failure, cost)
+        return events
+
     def generate(
         self,
         params: GenerationParams,
         conditioning: Conditioning,
         source: SourceAudio | None = None,
-        on_progress: ProgressSink = lambda progress: None,
+        on_progress: Callable[[Progress], None] = lambda progress: None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Song:
-        """Make one song. `on_progress` is called before the first forward and after each.
+        """Make one song and nothing else. `on_progress` is called before the first forward and after each.
 
         Raises Cancelled within one forward of `cancelled()` turning true, NumericalError if the model answers NaN or
         infinity, ParameterError for a task that is not built.
         """
-        started = time.perf_counter()
-        reference = None if source is None else self._encode_source(source)
-        latents = self._denoise(params, conditioning, reference, on_progress, cancelled)
-        denoised = time.perf_counter()
-        if cancelled():
+        if self.busy:
+            raise ValueError(f"there are {len(self._requests)} requests in the engine already")
+        self.add("", params, conditioning, source)
+        try:
+            while not cancelled():
+                for event in self.step():
+                    match event:
+                        case Moved(progress=progress):
+                            on_progress(progress)
+                        case Finished(song=song):
+                            return song
+                        case Failed(error=error):
+                            raise error
             raise Cancelled
-        on_progress(Progress("decoding"))
-        audio = self._decode(latents, params.duration_s)
-        timings = Timings(denoised - started, time.perf_counter() - denoised)
-        return Song(latents.float().cpu().numpy(), audio.cpu().numpy(), timings)
+        finally:
+            self.abort("")
+
+    def _begin_waiting(self) -> list[Event]:
+        """Begin those that wait; after one whose source had to be encoded, others get their turn."""
+        events: list[Event] = []
+        for request in [request for request in self._requests.values() if request.task is None]:
+            try:
+                self._begin(request)
+            except torch.AcceleratorError:
+                raise
+            except (EngineError, RuntimeError, IndexError) as error:  # also of conditioning that does not fit the model
+                del self._requests[request.request_id]
+                events.append(Failed(request.request_id, error.with_traceback(None)))
+                continue
+            events += self._report([request])
+            if request.source is not None:
+                break
+        return events
+
+    def _begin(self, request: _Request) -> None:
+        request.began_at = time.perf_counter()
+        reference = None if request.source is None else self._encode_source(request.source)
+        task = tasks.begin(request.params, reference, self.device, self.dtype)
+        with self._residency.use(self.transformer):
+            request.context = self.contexts.build(request.params, request.conditioning)
+        request.task = task
 
     def _encode_source(self, source: SourceAudio) -> Tensor:
         """Latents (8, 16, T) of the source; what is past the longest song is left out."""
@@ -102,68 +255,121 @@ class Engine:
         with self._residency.use(self.autoencoder):
             return self.autoencoder.encode(torch.tensor(samples), source.sample_rate_hz)
 
-    def _denoise(
-        self,
-        params: GenerationParams,
-        conditioning: Conditioning,
-        reference: Tensor | None,
-        on_progress: ProgressSink,
-        cancelled: Callable[[], bool],
-    ) -> Tensor:
-        """Latents (8, 16, T) of the finished song."""
-        task = tasks.begin(params, reference, self.device, self.dtype)
+    def _demands(self) -> list[Demand]:
+        """What everybody asks for, in order of arrival."""
+        begun = [request for request in self._requests.values() if request.task is not None]
+        if self._residency.enabled and any(request.decoding is not None for request in begun):
+            # A song that is being decoded is finished first: moving the models to and fro costs more than a song.
+            begun = [request for request in begun if request.decoding is not None]
+        return [self._demand(request) for request in begun]
+
+    def _demand(self, request: _Request) -> Demand:
+        per_frame = self.calibration.tokens_per_decoded_frame
+        decoding, task = request.decoding, request.task
+        if decoding is not None:
+            cost, work = (max(1, round(frames * per_frame)) for frames in (decoding.next_frames, decoding.frames_left))
+            return Demand(request.request_id, "decode", cost, max(cost, work), request.priority)
+        assert task is not None
+        frames = task.latents.shape[-1]
+        cost = len(task.queries()) * frames
+        work = task.rows_left * frames + round(frames * per_frame)
+        return Demand(request.request_id, "forward", cost, work, request.priority)
+
+    def _forward(self, requests: Sequence[_Request]) -> list[Event]:
         with self._residency.use(self.transformer):
-            context = self._prepare_context(params, conditioning)
-            on_progress(Progress("diffusion", 0, task.forwards))
-            while task.forwards_done < task.forwards:
-                if cancelled():
-                    raise Cancelled
-                task = self._step(task, context)
-                on_progress(Progress("diffusion", task.forwards_done, task.forwards))
-        return task.latents
+            velocities = self.batch.forward([request.share() for request in requests])
+        advanced = []
+        for request, of_one in zip(requests, velocities, strict=True):
+            assert request.task is not None
+            advanced.append(request.task.advance(of_one))
+        for request, task in zip(requests, advanced, strict=True):  # all of them, or none if anything failed
+            request.task = task
+        return self._report(requests)
 
-    def _step(self, task: TaskState, context: Context) -> TaskState:
-        """One forward of all the rows a task asks for."""
-        queries = task.queries()
-        latents = torch.stack([query.latents for query in queries])  # (R, 8, 16, T)
-        timesteps = torch.tensor([query.timestep for query in queries], device=self.device)
-        scale = None
-        if any(query.query_scale != 1.0 for query in queries):
-            scale = torch.tensor([query.query_scale for query in queries], device=self.device, dtype=self.dtype)
-        velocities = self.transformer(latents, timesteps, context.first_rows(len(queries)), query_scale=scale)
-        return task.advance(velocities.unbind(0))
+    def _report(self, requests: Sequence[_Request]) -> list[Event]:
+        """Tell how far they are, and begin to decode those that are through."""
+        events: list[Event] = []
+        for request in requests:
+            task = request.task
+            assert task is not None
+            events.append(Moved(request.request_id, _diffusion(request)))
+            if task.forwards_done == task.forwards:
+                events += self._begin_decoding(request, task)
+        return events
 
-    def _prepare_context(self, params: GenerationParams, conditioning: Conditioning) -> Context:
-        """The rows a request is guided between: conditioned, unconditioned, and text only for double guidance.
+    def _begin_decoding(self, request: _Request, task: TaskState) -> list[Event]:
+        request.denoised_at = time.perf_counter()
+        overlapped = self.spec.overlapped_decode and request.params.duration_s > OVERLAPPED_OVER_S
+        try:
+            with self._residency.use(self.autoencoder):
+                request.decoding = Decoding(self.autoencoder, task.latents, overlapped=overlapped)
+        except (EngineError, torch.OutOfMemoryError) as error:
+            self.abort(request.request_id)
+            return [Failed(request.request_id, error.with_traceback(None))]
+        request.context = None  # its keys and values are not needed any more
+        self.batch.forget_packings()
+        return [Moved(request.request_id, Progress("decoding"))]
 
-        Unconditioned is nothing at all, or with `use_erg_lyric` the same prompt and lyrics weakly attended to.
-        """
-        text = torch.tensor(conditioning.text).to(self.device, self.dtype)  # (L, C)
-        lyric_ids = torch.tensor(conditioning.lyric_ids).to(self.device)  # (N,)
-        weak = params.use_erg_lyric
-        texts, lyrics, scales = [text], [lyric_ids], [1.0]
-        if params.guided:
-            nothing = torch.zeros_like(text)
-            if weak and conditioning.text_weakened is not None:
-                nothing = torch.tensor(conditioning.text_weakened).to(self.device, self.dtype)
-            texts.append(nothing)
-            if params.double_guided:
-                texts.append(text)
-            without = lyric_ids if weak else torch.zeros_like(lyric_ids)
-            lyrics += [without] * (len(texts) - 1)
-            scales += [tasks.ERG_QUERY_SCALE if weak else 1.0] * (len(texts) - 1)
-        rows = len(texts)
-        hidden, mask = self.transformer.encode_context(
-            torch.stack(texts),
-            torch.ones(rows, len(text), device=self.device, dtype=torch.long),
-            torch.zeros(rows, self.transformer.config.speaker_embedding_dim, device=self.device, dtype=self.dtype),
-            torch.stack(lyrics),
-            torch.tensor(conditioning.lyric_mask).to(self.device).expand(rows, -1),
-            torch.tensor(scales, device=self.device, dtype=self.dtype) if weak else None,
-        )
-        return self.transformer.prepare_context(hidden, mask)
-
-    def _decode(self, latents: Tensor, duration_s: float) -> Tensor:
-        overlapped = self.spec.overlapped_decode and duration_s > OVERLAPPED_OVER_S
+    def _decode(self, request: _Request) -> list[Event]:
+        decoding, task = request.decoding, request.task
+        assert decoding is not None
+        assert task is not None
         with self._residency.use(self.autoencoder):
-            return decode_latents(self.autoencoder, latents, overlapped=overlapped)
+            decoding.advance()
+        if decoding.windows_done < decoding.windows:
+            return []
+        del self._requests[request.request_id]
+        try:
+            latents, audio = task.latents.float().cpu().numpy(), decoding.audio.cpu().numpy()
+        except (EngineError, torch.OutOfMemoryError) as error:
+            return [Failed(request.request_id, error.with_traceback(None))]
+        finished_at = time.perf_counter()
+        timings = Timings(request.denoised_at - request.began_at, finished_at - request.denoised_at)
+        return [Finished(request.request_id, Song(latents, audio, timings))]
+
+    def _recover(self, requests: Sequence[_Request], failure: RuntimeError, cost: int) -> list[Event]:
+        """After a unit that failed and changed nothing: have it done in smaller parts, or give up the one it was of."""
+        self.batch.forget_packings()
+        exhausted = isinstance(failure, torch.OutOfMemoryError)
+        if exhausted:
+            free_memory()
+        if len(requests) > 1:
+            if exhausted:
+                while self.scheduler.max_tokens >= cost and self.scheduler.shrink():
+                    pass
+                return []
+            return [event for request in requests for event in self._retry_alone(request)]
+        request = requests[0]
+        request.out_of_memory += 1
+        if exhausted and request.out_of_memory < ATTEMPTS_ALONE:
+            return []
+        self.abort(request.request_id)
+        return [Failed(request.request_id, failure)]
+
+    def _retry_alone(self, request: _Request) -> list[Event]:
+        """The forward of one of those whose shared forward failed, so that only whose fault it was fails."""
+        try:
+            return self._forward([request])
+        except torch.AcceleratorError:
+            raise
+        except RuntimeError as error:
+            failure = error.with_traceback(None)
+        return self._recover([request], failure, 0)
+
+    def _compiling_pays(self) -> bool:
+        """On a GPU by a trial; a CPU would take minutes to find out."""
+        if self.device.type == "cpu":
+            return False
+        with self._residency.use(self.transformer):
+            return compiling_pays(self.batch, self.device)
+
+    def _measure(self) -> Calibration:
+        with self._residency.use(self.transformer):
+            max_tokens, token_s = measure_forwards(self.batch, self.device)
+        with self._residency.use(self.autoencoder):
+            return Calibration(max_tokens, measure_decoding(self.autoencoder, self.device) / token_s)
+
+
+def _diffusion(request: _Request) -> Progress:
+    assert request.task is not None
+    return Progress("diffusion", request.task.forwards_done, request.task.forwards)

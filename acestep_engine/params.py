@@ -83,7 +83,7 @@ class ModelSpec:
     name: str  # what X-Model and /health say: "nano", "v1-3.5b", or the configured name
     path: str  # a checkpoint folder in the published layout
     precision: Precision = "auto"  # auto: bfloat16 on a GPU, float32 on a CPU
-    torch_compile: bool = False
+    torch_compile: bool | None = None  # None: on a GPU, if it is faster there
     cpu_offload: bool = False
     overlapped_decode: bool = False
 

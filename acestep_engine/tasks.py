@@ -44,7 +44,7 @@ class TaskState(Protocol):
 
     @property
     def latents(self) -> Tensor:
-        """(8, 16, T), in the model's precision; the song, once `forwards_left` is 0."""
+        """(8, 16, T), in the model's precision; the song, once all forwards are done."""
 
     @property
     def forwards_done(self) -> int: ...
@@ -52,6 +52,10 @@ class TaskState(Protocol):
     @property
     def forwards(self) -> int:
         """How many forwards the whole request takes."""
+
+    @property
+    def rows_left(self) -> int:
+        """How many rows all forwards that are left ask for."""
 
     def queries(self) -> tuple[Query, ...]:
         """The rows of the next forward, at least one; context rows are a prefix, in order."""
@@ -83,6 +87,11 @@ class Denoise:
     def forwards(self) -> int:
         return self.schedule.forwards
 
+    @property
+    def rows_left(self) -> int:
+        guided = len(range(max(self.window.start, self.forwards_done), self.window.stop))
+        return self.forwards - self.forwards_done + guided * (2 if self.params.double_guided else 1)
+
     def queries(self) -> tuple[Query, ...]:
         timestep = self.schedule.timesteps[self.sampler.index].item()
         rows = [Query(self.latents, timestep, CONDITIONED)]
@@ -95,10 +104,11 @@ class Denoise:
 
     def advance(self, velocities: Sequence[Tensor]) -> "Denoise":
         velocity, momentum = self._guide(velocities)
+        generator = self.generator.clone_state()  # this state stays as it is, to be advanced again if that fails
         sampler = samplers.step(
-            self.params.scheduler, self.schedule, self.sampler, velocity, self.params.omega_scale, self.generator
+            self.params.scheduler, self.schedule, self.sampler, velocity, self.params.omega_scale, generator
         )
-        return replace(self, sampler=sampler, momentum=momentum)
+        return replace(self, sampler=sampler, generator=generator, momentum=momentum)
 
     def _guide(self, velocities: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
         params, index = self.params, self.sampler.index

@@ -1,16 +1,15 @@
 """Prompt and lyrics to what the transformer is conditioned on: UMT5 hidden states and lyric tokens."""
 
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
-from typing import Generic, Self, TypeVar
+from typing import Self, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5Config, UMT5EncoderModel
 
+from acestep_engine.caching import LruCache
 from acestep_engine.checkpoint import LYRIC_VOCABULARY, TEXT_ENCODER, check_folder
 from acestep_engine.conditioning import Conditioning, EncodeRequest, HiddenStates, TokenIds
 from acestep_engine.devices import pick_device, pick_dtype
@@ -28,28 +27,6 @@ ERG_QUERY_SCALE = 0.01
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
-
-
-class LruCache(Generic[K, V]):
-    """The `size` most recently used entries. Safe between threads."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._entries: OrderedDict[K, V] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: K) -> V | None:
-        with self._lock:
-            if key in self._entries:
-                self._entries.move_to_end(key)
-            return self._entries.get(key)
-
-    def put(self, key: K, value: V) -> None:
-        with self._lock:
-            self._entries[key] = value
-            self._entries.move_to_end(key)
-            while len(self._entries) > self._size:
-                self._entries.popitem(last=False)
 
 
 class ScaledLinear(nn.Linear):

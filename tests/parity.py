@@ -12,25 +12,29 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
-from functools import cached_property
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from acestep_engine import guidance, samplers
 from acestep_engine.audio import AudioLimits, SourceAudio, read_audio
+from acestep_engine.batch import Batch, Share
 from acestep_engine.checkpoint import LYRIC_VOCABULARY
 from acestep_engine.conditioning import EncodeRequest
 from acestep_engine.decode import decode_latents
 from acestep_engine.engine import Engine
 from acestep_engine.lyrics import LyricTokenizer
-from acestep_engine.model.transformer import Context, Transformer
+from acestep_engine.model.packing import Packing
+from acestep_engine.model.transformer import Transformer
 from acestep_engine.params import BUILT_TASKS, MODEL_SAMPLE_RATE_HZ, SCHEDULERS, GenerationParams, ModelSpec
 from acestep_engine.samplers import SamplerState
+from acestep_engine.tasks import Query
 from acestep_engine.text_encoder import TextEncoder
 
 EXACT = 0.0
@@ -165,20 +169,28 @@ class Comparison:
     def transformer(self) -> Iterator[Figure]:
         golden = self._tensors("transformer")
         model = self.engine.transformer
-        inputs = (golden[name] for name in ("text_hidden_states", "text_mask", "speaker", "lyric_ids", "lyric_mask"))
-        hidden, mask = model.encode_context(*inputs)
+        text, speaker = golden["text_hidden_states"], golden["speaker"]
+        lyrics = model.encode_lyrics(golden["lyric_ids"], golden["lyric_mask"])
+        hidden = model.join_context(text, speaker, lyrics)
+        mask = torch.cat([torch.ones(len(text), 1), golden["text_mask"], golden["lyric_mask"]], dim=1).bool()
         yield Figure(
             "transformer.encoder_hidden_states", relative_error(hidden, golden["encoder_hidden_states"]), MODULE
         )
         yield Figure("transformer.encoder_mask", inequality(mask, golden["encoder_mask"].bool()), EXACT)
-        latents, timestep = golden["latents"], golden["timestep"]
-        context = model.prepare_context(hidden, mask)
-        full = model(latents, timestep, context)
+        shares = [
+            Share(
+                (Query(latents, timestep.item(), row=0),),
+                model.prepare_context(hidden[i : i + 1], mask[i]),
+            )
+            for i, (latents, timestep) in enumerate(zip(golden["latents"], golden["timestep"], strict=True))
+        ]
+        full = velocities(self.engine.batch, shares)
         yield Figure("transformer.velocity_full", relative_error(full, golden["velocity_full"]), MODULE)
-        single = model(latents[:1], timestep[:1], model.prepare_context(hidden[:1], mask[:1]))
+        single = velocities(self.engine.batch, shares[:1])
         yield Figure("transformer.velocity_single", relative_error(single, golden["velocity_single"]), MODULE)
         frames = golden["latent_mask_ragged"].bool()  # (B, T)
-        ragged = with_leaking_padding(model, latents, timestep, context, frames)
+        with leaking_padding(model, frames):
+            ragged = velocities(self.engine.batch, shares)
         real = frames[:, None, None, :].expand_as(ragged)
         yield Figure(
             "transformer.velocity_ragged", relative_error(ragged[real], golden["velocity_ragged"][real]), MODULE
@@ -277,32 +289,34 @@ def published_params(case: dict[str, Any], task: str) -> GenerationParams:
     return GenerationParams(task=task, seed=first_seed, oss_steps=oss_steps, **known)
 
 
-def with_leaking_padding(
-    model: Transformer, latents: Tensor, timestep: Tensor, context: Context, frames: Tensor
-) -> Tensor:
-    """The velocity of a padded batch as the published code has it.
+def velocities(batch: Batch, shares: list[Share]) -> Tensor:
+    """Of requests with one row each: (B, 8, 16, T)."""
+    return torch.stack([velocity for of_one in batch.forward(shares) for velocity in of_one])
+
+
+@contextmanager
+def leaking_padding(model: Transformer, frames: Tensor) -> Iterator[None]:
+    """While this lasts, frames (B, T) that are False are padding as the published code has it.
 
     There, padded frames are masked in the attentions only: they enter the group norm and leak through the
-    convolutions. Ours keep them out, so that a song does not hear its neighbours; to compare with the published
-    figure, hooks let them in.
+    convolutions. Ours has no padding, so that a song does not hear its neighbours; to compare with the published
+    figure, the attentions are made to leave those frames out.
     """
+    gap = torch.zeros(len(frames), 1, dtype=torch.bool)
+    nothing = (~torch.cat([frames, gap], dim=1)).flatten().nonzero().squeeze(1)  # packed, each row with its gap
 
-    def nothing_attended(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        return torch.where(frames[..., None], output, module.to_out[0].bias)
+    def without(attend: Callable[..., Tensor], *args: Any) -> Tensor:
+        wider = [replace(arg, gaps=nothing) if isinstance(arg, Packing) else arg for arg in args]
+        return attend(*wider).index_fill_(0, nothing, 0.0)
 
-    def unmasked(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, None]:
-        return args[0], None
-
-    hooks = [model.proj_in.register_forward_pre_hook(unmasked)]
-    for block in model.transformer_blocks:
-        hooks += [attention.register_forward_hook(nothing_attended) for attention in (block.attn, block.cross_attn)]
-        hooks.append(block.ff.register_forward_pre_hook(unmasked))
+    attentions = [attention for block in model.transformer_blocks for attention in (block.attn, block.cross_attn)]
+    for attention in attentions:
+        attention.attend = partial(without, attention.attend)
     try:
-        velocity: Tensor = model(latents, timestep, context, mask=frames)
+        yield
     finally:
-        for hook in hooks:
-            hook.remove()
-    return velocity
+        for attention in attentions:
+            del attention.attend
 
 
 def main() -> int:

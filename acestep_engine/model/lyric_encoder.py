@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from acestep_engine.model.linear import Linear
+
 
 @dataclass(frozen=True)
 class LyricEncoderConfig:
@@ -37,11 +39,11 @@ class RelativeSelfAttention(nn.Module):
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.linear_q = nn.Linear(dim, dim)
-        self.linear_k = nn.Linear(dim, dim)
-        self.linear_v = nn.Linear(dim, dim)
-        self.linear_out = nn.Linear(dim, dim)
-        self.linear_pos = nn.Linear(dim, dim, bias=False)
+        self.linear_q = Linear(dim, dim)
+        self.linear_k = Linear(dim, dim)
+        self.linear_v = Linear(dim, dim)
+        self.linear_out = Linear(dim, dim)
+        self.linear_pos = Linear(dim, dim, bias=False)
         self.pos_bias_u = nn.Parameter(torch.empty(heads, dim // heads))
         self.pos_bias_v = nn.Parameter(torch.empty(heads, dim // heads))
 
@@ -83,8 +85,8 @@ class RelativeSelfAttention(nn.Module):
 class FeedForward(nn.Module):
     def __init__(self, dim: int, ff_dim: int) -> None:
         super().__init__()
-        self.w_1 = nn.Linear(dim, ff_dim)
-        self.w_2 = nn.Linear(ff_dim, dim)
+        self.w_1 = Linear(dim, ff_dim)
+        self.w_2 = Linear(ff_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.w_2(F.silu(self.w_1(x)))
@@ -106,7 +108,7 @@ class LyricEncoderLayer(nn.Module):
 class InputProjection(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.out = nn.Sequential(nn.Linear(dim, dim), nn.LayerNorm(dim))
+        self.out = nn.Sequential(Linear(dim, dim), nn.LayerNorm(dim))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(x) * math.sqrt(x.shape[-1])

@@ -1,4 +1,8 @@
-"""The ACE-Step v1 diffusion transformer (arXiv 2506.00045): latents, a timestep and a context to a velocity."""
+"""The ACE-Step v1 diffusion transformer (arXiv 2506.00045): latents, a timestep and a context to a velocity.
+
+The rows of many requests go through one forward, packed (see `packing`). What does not change over the steps of a
+request is computed once: keys and values of its context, and the modulation of each timestep.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,9 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from acestep_engine.errors import CheckpointError
-from acestep_engine.model.attention import CrossAttention, KeyValue, LinearAttention, Rotation, rotary_angles
+from acestep_engine.model.attention import CrossAttention, LinearAttention, rotary_angles
+from acestep_engine.model.linear import Linear, project
 from acestep_engine.model.loading import load_weights, read_config
 from acestep_engine.model.lyric_encoder import LyricEncoder, LyricEncoderConfig
+from acestep_engine.model.packing import Context, Packing
+from acestep_engine.model.patch import PatchEmbedding
 
 # Blocks whose cross-attention queries entropy-rectifying guidance weakens, as published. The published code weakens the
 # self-attention's queries too, which changes nothing: ReLU linear attention divides by the same factor.
@@ -21,7 +28,7 @@ ERG_BLOCKS = range(15, 20)
 
 NORM_EPS = 1e-6
 TIMESTEP_CHANNELS = 256
-GROUP_NORM_GROUPS = 32
+COMPILED_METHODS = ("project", "cross_project", "finish")  # of a block
 
 
 @dataclass(frozen=True)
@@ -71,8 +78,12 @@ def unused_in_generation(name: str) -> bool:
     return name.startswith("projectors.") or ".cross_attn.add_" in name or ".cross_attn.to_add_out." in name
 
 
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    return x * (1 + scale) + shift
+@dataclass(frozen=True)
+class Modulation:
+    """How one timestep shifts, scales and gates the frames of a row, in every block and in the final layer."""
+
+    blocks: Tensor  # (L, 6, dim): shift, 1 + scale and gate of the attention, then of the feed-forward
+    final: Tensor  # (2, dim): shift, 1 + scale
 
 
 class Conv(nn.Module):
@@ -86,12 +97,12 @@ class Conv(nn.Module):
             channels_in, channels_out, kernel_size, padding=kernel_size // 2, groups=groups, bias=bias
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x)
-
 
 class GatedConvFeedForward(nn.Module):
     """Mix-FFN of Sana: expand, a depthwise convolution over time, gate, contract."""
+
+    taps: Tensor  # (3, C), what `fold` leaves of the depthwise convolution, with its bias
+    taps_bias: Tensor  # (C,)
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
@@ -99,19 +110,39 @@ class GatedConvFeedForward(nn.Module):
         self.depth_conv = Conv(2 * hidden, 2 * hidden, 3, groups=2 * hidden)
         self.point_conv = Conv(hidden, dim, 1, bias=False)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(B, T, dim) to the same shape. Padded frames are zeroed before the convolution, which would spread them."""
-        x = F.silu(pointwise(self.inverted_conv.conv, x))  # (B, T, 2 * hidden)
-        if mask is not None:
-            x = x * mask[..., None]
-        x, gate = self.depth_conv(x.mT).mT.chunk(2, dim=-1)  # (B, T, hidden) each
-        return pointwise(self.point_conv.conv, x * F.silu(gate))
+    def fold(self) -> None:
+        depthwise = self.depth_conv.conv
+        assert depthwise.bias is not None
+        self.register_buffer("taps", depthwise.weight.squeeze(1).T.contiguous(), persistent=False)
+        self.register_buffer("taps_bias", depthwise.bias.clone(), persistent=False)
+        del self.depth_conv
+
+    def forward(self, x: Tensor, gaps: Tensor) -> Tensor:
+        """(N, dim) to the same shape. The convolution sees zeros in the gaps, as it would past the ends of a song."""
+        x = F.silu(pointwise(self.inverted_conv.conv, x))  # (N, 2 * hidden)
+        x.index_fill_(0, gaps, 0.0)
+        # Three shifted products: a depthwise convolution of packed frames is many times slower on a CPU, and these
+        # fuse with their neighbours when compiled.
+        before, here, after = self.taps.unbind(0)
+        mixed = torch.addcmul(self.taps_bias, x, here)
+        mixed[1:].addcmul_(x[:-1], before)
+        mixed[:-1].addcmul_(x[1:], after)
+        value, gate = mixed.chunk(2, dim=-1)  # (N, hidden) each
+        return pointwise(self.point_conv.conv, value * F.silu(gate))
 
 
-def pointwise(conv: nn.Module, x: Tensor) -> Tensor:
-    """A convolution that sees one position at a time, on (B, T, C): as a matrix product, which CPUs do faster."""
-    assert isinstance(conv, nn.Conv1d | nn.Conv2d)
-    return F.linear(x, conv.weight.flatten(1), conv.bias)
+def pointwise(conv: nn.Conv1d, x: Tensor) -> Tensor:
+    """A convolution that sees one frame at a time, on (N, C)."""
+    return project(x, conv.weight.flatten(1), conv.bias)
+
+
+def rms_norm(x: Tensor) -> Tensor:
+    return F.rms_norm(x, (x.shape[-1],), eps=NORM_EPS)
+
+
+def spread(of_rows: Tensor, row_of_token: Tensor) -> Tensor:
+    """What belongs to each row (rows, dim) for each of its tokens (N, dim); one for all rows stays (1, dim)."""
+    return of_rows if len(of_rows) == 1 else of_rows.index_select(0, row_of_token)
 
 
 class TransformerBlock(nn.Module):
@@ -123,78 +154,60 @@ class TransformerBlock(nn.Module):
         self.ff = GatedConvFeedForward(config.dim, int(config.dim * config.mlp_ratio))
         self.scale_shift_table = nn.Parameter(torch.empty(6, config.dim))
 
-    def forward(
+    def forward(self, x: Tensor, modulation: Tensor, packing: Packing, index: int) -> Tensor:
+        """(N, dim) to the same shape; `modulation` (rows or 1, 6, dim). This is block `index`."""
+        scale = packing.query_scale if index in ERG_BLOCKS else None
+        rows = packing.row_of_token
+        q, k, v = self.project(x, modulation, rows, packing.rotation)
+        attended = self.attn.attend(q, k, v, packing, x.dtype)
+        x, q = self.cross_project(x, attended, modulation, rows, packing.rotation, scale)
+        return self.finish(x, self.cross_attn.attend(q, packing, index), modulation, rows, packing.gaps)
+
+    # What lies between the attentions runs on all tokens alike, so these three can be compiled for any packing.
+
+    def project(
+        self, x: Tensor, modulation: Tensor, rows: Tensor, rotation: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        shift, scale, _, _, _, _ = modulation.unbind(1)
+        return self.attn.project(torch.addcmul(spread(shift, rows), rms_norm(x), spread(scale, rows)), rotation)
+
+    def cross_project(
         self,
         x: Tensor,
+        attended: Tensor,
         modulation: Tensor,
-        context: KeyValue,
-        rotation: Rotation,
-        mask: Tensor | None,
-        context_mask: Tensor | None,
+        rows: Tensor,
+        rotation: tuple[Tensor, Tensor],
         query_scale: Tensor | None,
-    ) -> Tensor:
-        """(B, T, dim) to the same shape; `modulation` (B, 6, dim) comes from the timestep."""
-        table = (self.scale_shift_table + modulation).unsqueeze(2)  # (B, 6, 1, dim)
-        shift_attn, scale_attn, gate_attn, shift_ff, scale_ff, gate_ff = table.unbind(1)
-        normed = F.rms_norm(x, (x.shape[-1],), eps=NORM_EPS)
-        x = x + gate_attn * self.attn(modulate(normed, shift_attn, scale_attn), rotation, mask)
-        x = x + self.cross_attn(x, context, rotation, context_mask, query_scale)
-        normed = F.rms_norm(x, (x.shape[-1],), eps=NORM_EPS)
-        return x + gate_ff * self.ff(modulate(normed, shift_ff, scale_ff), mask)
+    ) -> tuple[Tensor, Tensor]:
+        _, _, gate, _, _, _ = modulation.unbind(1)
+        x = torch.addcmul(x, spread(gate, rows), self.attn.to_out[0](attended))
+        return x, self.cross_attn.project(x, rotation, query_scale)
 
-
-class PatchEmbedding(nn.Module):
-    """One column of latents (channels times height) to one token."""
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        channels, height = config.in_channels, config.latent_height
-        expand = nn.Conv2d(channels, config.patch_channels, (height, 1))
-        norm = nn.GroupNorm(GROUP_NORM_GROUPS, config.patch_channels, eps=NORM_EPS)
-        contract = nn.Conv2d(config.patch_channels, config.dim, 1)
-        self.early_conv_layers = nn.Sequential(expand, norm, contract)
-
-    def forward(self, latents: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(B, channels, height, T) to (B, T, dim). The group norm's statistics leave padded frames out."""
-        expand, norm, contract = self.early_conv_layers
-        assert isinstance(norm, nn.GroupNorm)
-        x = pointwise(expand, latents.flatten(1, 2).mT).mT  # (B, patch_channels, T)
-        x = norm(x) if mask is None else masked_group_norm(x, norm, mask)
-        return pointwise(contract, x.mT)  # (B, T, dim)
-
-
-def masked_group_norm(x: Tensor, norm: nn.GroupNorm, mask: Tensor) -> Tensor:
-    """Group norm of (B, C, T) over the frames where `mask` (B, T) is true. Statistics in float32."""
-    grouped = x.float().unflatten(1, (norm.num_groups, -1))  # (B, G, C / G, T)
-    frame = mask[:, None, None, :].float()
-    count = frame.sum(dim=(2, 3), keepdim=True) * grouped.shape[2]
-    mean = (grouped * frame).sum(dim=(2, 3), keepdim=True) / count
-    variance = ((grouped - mean).square() * frame).sum(dim=(2, 3), keepdim=True) / count
-    normed = ((grouped - mean) * torch.rsqrt(variance + norm.eps)).flatten(1, 2).to(x.dtype)  # (B, C, T)
-    return normed * norm.weight[:, None] + norm.bias[:, None]
+    def finish(self, x: Tensor, attended: Tensor, modulation: Tensor, rows: Tensor, gaps: Tensor) -> Tensor:
+        _, _, _, shift, scale, gate = modulation.unbind(1)
+        x = x + self.cross_attn.to_out[0](attended)
+        normed = torch.addcmul(spread(shift, rows), rms_norm(x), spread(scale, rows))
+        return torch.addcmul(x, spread(gate, rows), self.ff(normed, gaps))
 
 
 class FinalLayer(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.out_channels = config.out_channels
-        self.linear = nn.Linear(config.dim, config.latent_height * config.out_channels)
+        self.linear = Linear(config.dim, config.latent_height * config.out_channels)
         self.scale_shift_table = nn.Parameter(torch.empty(2, config.dim))
 
-    def forward(self, x: Tensor, embedded_timestep: Tensor) -> Tensor:
-        """(B, T, dim) to (B, channels, height, T)."""
-        shift, scale = (self.scale_shift_table + embedded_timestep[:, None]).unsqueeze(2).unbind(1)  # (B, 1, dim) each
-        x = self.linear(
-            modulate(F.rms_norm(x, (x.shape[-1],), eps=NORM_EPS), shift, scale)
-        )  # (B, T, height * channels)
-        return x.unflatten(-1, (-1, self.out_channels)).permute(0, 3, 2, 1).contiguous()
+    def forward(self, x: Tensor, modulation: Tensor, rows: Tensor) -> Tensor:
+        """(N, dim) to (N, height * channels); `modulation` (rows or 1, 2, dim)."""
+        shift, scale = modulation.unbind(1)
+        return self.linear(torch.addcmul(spread(shift, rows), rms_norm(x), spread(scale, rows)))
 
 
 class TimestepEmbedding(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.linear_1 = nn.Linear(TIMESTEP_CHANNELS, dim)
-        self.linear_2 = nn.Linear(dim, dim)
+        self.linear_1 = Linear(TIMESTEP_CHANNELS, dim)
+        self.linear_2 = Linear(dim, dim)
 
     def forward(self, timestep: Tensor) -> Tensor:
         """Timesteps (B,) in 0..1000, float32, to (B, dim). Sinusoids as in DDPM, cosines first."""
@@ -205,19 +218,6 @@ class TimestepEmbedding(nn.Module):
         return self.linear_2(F.silu(self.linear_1(sinusoids)))
 
 
-@dataclass(frozen=True)
-class Context:
-    """What latent frames attend to, ready for every step: keys and values of each block, and which of them are real."""
-
-    key_values: tuple[KeyValue, ...]  # one per block, each (B, H, C, D)
-    mask: Tensor | None  # (B, C), true at real positions; None if all are
-
-    def first_rows(self, count: int) -> "Context":
-        """The first `count` rows of the batch, without a copy."""
-        mask = None if self.mask is None else self.mask[:count]
-        return Context(tuple((k[:count], v[:count]) for k, v in self.key_values), mask)
-
-
 class Transformer(nn.Module):
     """The diffusion transformer with its lyric encoder."""
 
@@ -225,13 +225,13 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         dim = config.dim
-        self.proj_in = PatchEmbedding(config)
+        self.proj_in = PatchEmbedding(config.in_channels, config.latent_height, config.patch_channels, dim)
         self.transformer_blocks = nn.ModuleList(TransformerBlock(config) for _ in range(config.num_layers))
         self.final_layer = FinalLayer(config)
         self.timestep_embedder = TimestepEmbedding(dim)
-        self.t_block = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
-        self.speaker_embedder = nn.Linear(config.speaker_embedding_dim, dim)
-        self.genre_embedder = nn.Linear(config.text_embedding_dim, dim)
+        self.t_block = nn.Sequential(nn.SiLU(), Linear(dim, 6 * dim))
+        self.speaker_embedder = Linear(config.speaker_embedding_dim, dim)
+        self.genre_embedder = Linear(config.text_embedding_dim, dim)
         self.lyric_embs = nn.Embedding(config.lyric_encoder_vocab_size, config.lyric_hidden_size)
         self.lyric_encoder = LyricEncoder(
             LyricEncoderConfig(
@@ -241,7 +241,7 @@ class Transformer(nn.Module):
                 config.lyric_encoder_layers,
             )
         )
-        self.lyric_proj = nn.Linear(config.lyric_hidden_size, dim)
+        self.lyric_proj = Linear(config.lyric_hidden_size, dim)
 
     @classmethod
     def load(cls, folder: Path, device: torch.device, dtype: torch.dtype) -> Self:
@@ -250,67 +250,96 @@ class Transformer(nn.Module):
         with torch.device("meta"):
             model = cls(config)
         load_weights(model, folder, unused=unused_in_generation, device=device, dtype=dtype)
+        model.fold()
         return model.eval().requires_grad_(False)
 
-    def compile_blocks(self) -> None:
-        """Compile what every forward runs, once for all lengths. The first forwards are slow."""
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Rearrange the weights for inference, once they are loaded: no forward works before."""
+        self.proj_in.fold()
         for block in self._blocks:
-            block.compile(dynamic=True)
+            for part in (block.attn, block.cross_attn, block.ff):
+                part.fold()
 
-    def encode_context(
-        self,
-        text: Tensor,
-        text_mask: Tensor,
-        speaker: Tensor,
-        lyric_ids: Tensor,
-        lyric_mask: Tensor,
-        lyric_query_scale: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Hidden states (B, 1 + L + N, dim) of speaker, prompt and lyrics in this order, and their mask, true where
-        real.
+    def compile_blocks(self) -> None:
+        """Compile what lies between the attentions, once for all packings. The first forwards are slow."""
+        for block in self._blocks:
+            for name in COMPILED_METHODS:
+                setattr(block, name, torch.compile(getattr(block, name), dynamic=True))
 
-        text (B, L, text_dim), speaker (B, 512), lyric_ids (B, N) int64; masks (B, L) and (B, N), nonzero where real.
-        `lyric_query_scale` (B,) weakens the lyric encoder's attention row by row (entropy-rectifying guidance).
+    def use_plain_blocks(self) -> None:
+        """Undo `compile_blocks`."""
+        for block in self._blocks:
+            for name in COMPILED_METHODS:
+                delattr(block, name)
+
+    def encode_lyrics(self, ids: Tensor, mask: Tensor, query_scale: Tensor | None = None) -> Tensor:
+        """Hidden states (B, N, dim) of lyric tokens (B, N) int64; `mask` (B, N) is nonzero where they are real.
+
+        `query_scale` (B,) weakens the lyric encoder's attention row by row (entropy-rectifying guidance).
         """
-        lyric_mask = lyric_mask.bool()
-        lyrics = self.lyric_encoder(
-            self.lyric_embs(lyric_ids), None if bool(lyric_mask.all()) else lyric_mask, lyric_query_scale
-        )
-        parts = [self.speaker_embedder(speaker).unsqueeze(1), self.genre_embedder(text), self.lyric_proj(lyrics)]
-        spoken = torch.ones_like(text_mask[:, :1], dtype=torch.bool)
-        return torch.cat(parts, dim=1), torch.cat([spoken, text_mask.bool(), lyric_mask], dim=1)
+        real = None if bool(mask.all()) else mask.to(ids.device).bool()
+        return self.lyric_proj(self.lyric_encoder(self.lyric_embs(ids), real, query_scale))
+
+    def join_context(self, text: Tensor, speaker: Tensor, lyrics: Tensor) -> Tensor:
+        """Hidden states (B, 1 + L + N, dim) of speaker (B, 512), prompt (B, L, text_dim) and lyrics (B, N, dim)."""
+        return torch.cat([self.speaker_embedder(speaker).unsqueeze(1), self.genre_embedder(text), lyrics], dim=1)
 
     def prepare_context(self, hidden: Tensor, mask: Tensor) -> Context:
-        """Keys and values of every block for hidden states (B, C, dim) with mask (B, C): needed once a request."""
-        rotation = self._rotation(hidden.shape[1], hidden.device)
-        pairs = tuple(block.cross_attn.project_context(hidden, rotation) for block in self._blocks)
-        return Context(pairs, None if bool(mask.all()) else mask)
+        """Keys and values of every block for the rows (R, C, dim) of one request, needed once a request.
 
-    def forward(
-        self,
-        latents: Tensor,
-        timestep: Tensor,
-        context: Context,
-        mask: Tensor | None = None,
-        query_scale: Tensor | None = None,
-    ) -> Tensor:
-        """Velocity (B, 8, 16, T) of noisy latents (B, 8, 16, T) at timesteps (B,) in 0..1000.
-
-        `mask` (B, T) is true at frames of the song, None if there is no padding; padded frames of the answer mean
-        nothing. `query_scale` (B,) weakens the cross-attention of the blocks in `ERG_BLOCKS` row by row.
+        `mask` (C,) is true at real positions; what is not real is left out, so that no attention needs a mask.
         """
-        embedded = self.timestep_embedder(timestep)  # (B, dim)
-        modulation = self.t_block(embedded).unflatten(-1, (6, -1))  # (B, 6, dim)
-        x = self.proj_in(latents, mask)  # (B, T, dim)
-        rotation = self._rotation(x.shape[1], x.device)
-        for i, (block, key_value) in enumerate(zip(self._blocks, context.key_values, strict=True)):
-            scale = query_scale if i in ERG_BLOCKS else None
-            x = block(x, modulation, key_value, rotation, mask, context.mask, scale)
-        return self.final_layer(x, embedded)
+        cos, sin = self.rotation_table(hidden.shape[1], hidden.device)
+        if not bool(mask.all()):
+            hidden, cos, sin = hidden[:, mask], cos[mask], sin[mask]
+        rotation = cos.unsqueeze(1), sin.unsqueeze(1)  # (C, 1, D)
+        return Context(tuple(block.cross_attn.project_context(hidden, rotation) for block in self._blocks))
+
+    def modulate(self, timestep: Tensor) -> Modulation:
+        """The modulation of a timestep, a scalar in 0..1000, float32."""
+        embedded = self.timestep_embedder(timestep[None])[0]  # (dim,)
+        shared = self.t_block(embedded).unflatten(-1, (6, -1))  # (6, dim)
+        blocks = torch.stack([block.scale_shift_table for block in self._blocks]) + shared  # (L, 6, dim)
+        blocks[:, 1::3] += 1
+        final = self.final_layer.scale_shift_table + embedded  # (2, dim)
+        final[1] += 1
+        return Modulation(blocks, final)
+
+    def forward(self, latents: Sequence[Tensor], modulations: Sequence[Modulation], packing: Packing) -> list[Tensor]:
+        """Velocities (8, 16, T) of noisy latents (8, 16, T), one per row of the packing, each under its modulation."""
+        x = self._tokens(latents, packing)  # (N, dim)
+        if all(modulation is modulations[0] for modulation in modulations):
+            modulations = modulations[:1]
+        blocks = torch.stack([modulation.blocks for modulation in modulations], dim=1)  # (L, rows or 1, 6, dim)
+        final = torch.stack([modulation.final for modulation in modulations])  # (rows or 1, 2, dim)
+        for index, block in enumerate(self._blocks):
+            x = block(x, blocks[index], packing, index)
+        return self._latents(self.final_layer(x, final, packing.row_of_token), packing)
+
+    def rotation_table(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of positions 0..length-1, each (length, D)."""
+        return rotary_angles(length, self.config.attention_head_dim, self.config.rope_theta, device)
 
     @property
     def _blocks(self) -> Sequence[TransformerBlock]:
         return self.transformer_blocks  # type: ignore[return-value]
 
-    def _rotation(self, length: int, device: torch.device) -> Rotation:
-        return rotary_angles(length, self.config.attention_head_dim, self.config.rope_theta, device)
+    def _tokens(self, latents: Sequence[Tensor], packing: Packing) -> Tensor:
+        """Embed and pack: (N, dim), zeros in the gaps. Rows that share their latents are embedded once."""
+        embedded: dict[int, Tensor] = {}
+        x: Tensor | None = None
+        for row, (start, frames) in zip(latents, packing.row_frames(), strict=True):
+            if id(row) not in embedded:
+                embedded[id(row)] = self.proj_in(row)
+            tokens = embedded[id(row)]
+            if x is None:
+                x = tokens.new_zeros(packing.tokens, tokens.shape[1])
+            x[start : start + frames] = tokens
+        assert x is not None
+        return x
+
+    def _latents(self, x: Tensor, packing: Packing) -> list[Tensor]:
+        """Unpack (N, height * channels) to (channels, height, T) of each row."""
+        columns = x.unflatten(-1, (-1, self.config.out_channels))  # (N, height, channels)
+        return [columns[start : start + frames].permute(2, 1, 0).contiguous() for start, frames in packing.row_frames()]

@@ -1,0 +1,74 @@
+"""One forward for many requests: packs what each of them asks for, and answers each with its own velocities."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from acestep_engine.caching import LruCache
+from acestep_engine.model.packing import GAP_FRAMES, Context, Packing, pack
+from acestep_engine.model.transformer import Modulation, Transformer
+from acestep_engine.tasks import Query
+
+KEPT_PACKINGS = 4  # the scheduler may go to and fro between a few companies
+KEPT_MODULATIONS = 128  # more than the timesteps of two usual schedules; 0.7 MB each at full size
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one request brings to a forward: the rows it asks for, and the context that they attend to a prefix of."""
+
+    queries: tuple[Query, ...]
+    context: Context
+
+    @property
+    def frames(self) -> int:
+        return self.queries[0].latents.shape[-1]
+
+
+class Batch:
+    """Forwards of one transformer. What depends only on who takes part, or only on a timestep, is kept for the next."""
+
+    def __init__(self, transformer: Transformer, device: torch.device, dtype: torch.dtype) -> None:
+        self.transformer = transformer
+        self._device = device
+        self.dtype = dtype
+        self._packings: LruCache[tuple[object, ...], Packing] = LruCache(KEPT_PACKINGS)
+        self._modulations: LruCache[float, Modulation] = LruCache(KEPT_MODULATIONS)
+        self._rotation_table = transformer.rotation_table(0, device)
+
+    def forward(self, shares: Sequence[Share]) -> list[list[Tensor]]:
+        """Velocities (8, 16, T), one for each query of each share, in the order given."""
+        order = sorted(range(len(shares)), key=lambda i: shares[i].frames)  # equal lengths side by side
+        ordered = [shares[i] for i in order]
+        queries = [query for share in ordered for query in share.queries]
+        modulations = [self._modulation(query.timestep) for query in queries]
+        velocities = iter(self.transformer([query.latents for query in queries], modulations, self._packing(ordered)))
+        answers = {i: [next(velocities) for _ in shares[i].queries] for i in order}
+        return [answers[i] for i in range(len(shares))]
+
+    def forget_packings(self) -> None:
+        """Let go of the contexts of earlier companies."""
+        self._packings.clear()
+
+    def _packing(self, shares: Sequence[Share]) -> Packing:
+        scales = [tuple(query.query_scale for query in share.queries) for share in shares]
+        # A kept packing holds its contexts, so that their ids stay theirs.
+        key = tuple((id(share.context), share.frames, of_one) for share, of_one in zip(shares, scales, strict=True))
+        packing = self._packings.get(key)
+        if packing is None:
+            longest = max(share.frames for share in shares) + GAP_FRAMES
+            if len(self._rotation_table[0]) < longest:
+                self._rotation_table = self.transformer.rotation_table(longest, self._device)
+            shapes = [(share.frames, share.context) for share in shares]
+            packing = pack(shapes, scales, self._rotation_table, self.dtype)
+            self._packings.put(key, packing)
+        return packing
+
+    def _modulation(self, timestep: float) -> Modulation:
+        modulation = self._modulations.get(timestep)
+        if modulation is None:
+            modulation = self.transformer.modulate(torch.full((), timestep, device=self._device))
+            self._modulations.put(timestep, modulation)
+        return modulation

@@ -1,0 +1,103 @@
+"""What this device can do with this model: measured once, when the model is loaded."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from acestep_engine.batch import Batch, Share
+from acestep_engine.decode import decode_latents
+from acestep_engine.devices import synchronize
+from acestep_engine.model.autoencoder import MusicAutoencoder
+from acestep_engine.params import latent_frames
+from acestep_engine.tasks import LATENT_CHANNELS, LATENT_HEIGHT, Query
+
+ROW_FRAMES = latent_frames(10.0)  # of a short song
+CONTEXT_TOKENS = 365  # speaker, a long prompt, lyrics of a usual song
+DECODED_FRAMES = 32
+MAX_ROWS = 256
+COMPILE_TRIALS = (2, 16)  # rows
+SLOW_FORWARD_S = 0.5  # nobody wants to wait longer for one forward, so nothing larger is tried
+WORTHWHILE_GAIN = 1.1  # twice the tokens must raise the throughput by this factor
+MEMORY_SHARE = 0.6  # of what is free: the rest is for decoding, contexts and fragmentation
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """`max_tokens` of one shared forward, and how many tokens take as long as decoding one latent frame."""
+
+    max_tokens: int
+    tokens_per_decoded_frame: float
+
+
+@torch.inference_mode()
+def measure_forwards(batch: Batch, device: torch.device) -> tuple[int, float]:
+    """How many tokens saturate the device, and the seconds that each then takes.
+
+    Forwards of more and more rows, until more do not raise the throughput, take too long, or would not fit the memory.
+    Kernels are chosen and compiled on the way.
+    """
+    share = any_share(batch, device)
+    rows, seconds = 1, _seconds(lambda: batch.forward([share]), device)
+    while rows < MAX_ROWS and seconds < SLOW_FORWARD_S and _fits(2 * rows * ROW_FRAMES, rows * ROW_FRAMES, device):
+        more = [share] * (2 * rows)
+        doubled = _seconds(partial(batch.forward, more), device)
+        if doubled * WORTHWHILE_GAIN > 2 * seconds:
+            break
+        rows, seconds = 2 * rows, doubled
+    batch.forget_packings()
+    return rows * ROW_FRAMES, seconds / (rows * ROW_FRAMES)
+
+
+@torch.inference_mode()
+def compiling_pays(batch: Batch, device: torch.device) -> bool:
+    """Whether compiled blocks are faster, for a song and for a few. It leaves them as they were, not compiled."""
+    share = any_share(batch, device)
+    companies = [[share] * rows for rows in COMPILE_TRIALS]
+    plain = [_seconds(partial(batch.forward, company), device) for company in companies]
+    batch.transformer.compile_blocks()
+    try:
+        compiled = [_seconds(partial(batch.forward, company), device) for company in companies]
+    finally:
+        batch.transformer.use_plain_blocks()
+    batch.forget_packings()
+    return all(one < other for one, other in zip(compiled, plain, strict=True))
+
+
+@torch.inference_mode()
+def measure_decoding(autoencoder: MusicAutoencoder, device: torch.device) -> float:
+    """Seconds for each latent frame."""
+    latents = torch.zeros(LATENT_CHANNELS, LATENT_HEIGHT, DECODED_FRAMES, device=device)
+    return _seconds(lambda: decode_latents(autoencoder, latents), device) / DECODED_FRAMES
+
+
+def any_share(batch: Batch, device: torch.device) -> Share:
+    """A row of a short song that attends to a usual context, all zeros."""
+    model = batch.transformer
+    hidden = torch.zeros(1, CONTEXT_TOKENS, model.config.dim, device=device, dtype=batch.dtype)
+    context = model.prepare_context(hidden, torch.ones(CONTEXT_TOKENS, dtype=torch.bool))
+    latents = torch.zeros(LATENT_CHANNELS, LATENT_HEIGHT, ROW_FRAMES, device=device, dtype=batch.dtype)
+    return Share((Query(latents, 500.0, 0),), context)
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    """The faster of two runs, after one that warms up."""
+    taken = []
+    for _ in range(3):
+        synchronize(device)
+        started = time.perf_counter()
+        work()
+        synchronize(device)
+        taken.append(time.perf_counter() - started)
+    return min(taken[1:])
+
+
+def _fits(tokens: int, measured_tokens: int, device: torch.device) -> bool:
+    """Whether a forward of so many tokens has room, if memory grows with tokens as in the largest that was run."""
+    if device.type != "cuda":
+        return True  # a CPU is slow long before its memory is full
+    used = torch.cuda.max_memory_allocated(device) - torch.cuda.memory_allocated(device)
+    free, _ = torch.cuda.mem_get_info(device)
+    return used / measured_tokens * tokens < free * MEMORY_SHARE

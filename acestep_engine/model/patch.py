@@ -1,0 +1,73 @@
+"""The patch embedding: one column of latents to one token.
+
+As published it is a convolution to 2048 channels, a group norm over a whole song, and a convolution to the model's
+width. Given the norm's statistics this is one affine map of a column, and the statistics follow from the mean and the
+covariance of the columns alone: so nothing as wide as 2048 channels is ever computed for a frame, and no frame that is
+not the song's own can enter the norm.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from acestep_engine.model.linear import project
+
+GROUPS = 32
+EPS = 1e-6
+
+
+class PatchEmbedding(nn.Module):
+    # What `fold` leaves, where G are groups, P hidden channels, K channels times height. All float32.
+    expand: Tensor  # (P, K)
+    expand_bias: Tensor  # (P,)
+    gram: Tensor  # (G, K, K): mean over a group's channels of their outer products
+    maps: Tensor  # (G, dim, K): a column to a token, through one group that is not scaled yet
+    map_offsets: Tensor  # (G, dim)
+    map_sums: Tensor  # (G, dim)
+    bias: Tensor  # (dim,)
+
+    def __init__(self, in_channels: int, height: int, hidden: int, dim: int) -> None:
+        super().__init__()
+        expand = nn.Conv2d(in_channels, hidden, (height, 1))
+        norm = nn.GroupNorm(GROUPS, hidden, eps=EPS)
+        contract = nn.Conv2d(hidden, dim, 1)
+        self.early_conv_layers = nn.Sequential(expand, norm, contract)
+
+    def fold(self) -> None:
+        """From the loaded convolutions to what `forward` needs."""
+        expand, norm, contract = self.early_conv_layers
+        assert isinstance(expand, nn.Conv2d)
+        assert isinstance(norm, nn.GroupNorm)
+        assert isinstance(contract, nn.Conv2d)
+        assert expand.bias is not None
+        assert contract.bias is not None
+        self.dtype = expand.weight.dtype
+        matrix, contraction = expand.weight.flatten(1).double(), contract.weight.flatten(1).double()  # (P, K), (dim, P)
+        by_group = matrix.unflatten(0, (GROUPS, -1))  # (G, P / G, K)
+        offsets = expand.bias.double().unflatten(0, (GROUPS, -1))  # (G, P / G)
+        back = (contraction * norm.weight.double()).unflatten(1, (GROUPS, -1)).transpose(0, 1)  # (G, dim, P / G)
+        parts = {
+            "expand": matrix,
+            "expand_bias": expand.bias,
+            "gram": (by_group.mT @ by_group) / by_group.shape[1],
+            "maps": back @ by_group,
+            "map_offsets": (back @ offsets.unsqueeze(-1)).squeeze(-1),
+            "map_sums": back.sum(dim=-1),
+            "bias": contraction @ norm.bias.double() + contract.bias.double(),
+        }
+        for name, value in parts.items():
+            self.register_buffer(name, value.float().contiguous(), persistent=False)
+        del self.early_conv_layers
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """One song (channels, height, T) to its tokens (T, dim) in the model's precision."""
+        columns = latents.flatten(0, 1).float()  # (K, T)
+        mean = columns.mean(dim=1)
+        centred = columns - mean[:, None]
+        covariance = centred @ centred.mT / columns.shape[1]  # (K, K)
+        channels = (self.expand @ mean + self.expand_bias).unflatten(0, (GROUPS, -1))  # (G, P / G), over time
+        means = channels.mean(dim=1)  # (G,)
+        variance = (channels - means[:, None]).square().mean(dim=1) + self.gram.flatten(1) @ covariance.flatten()
+        scale = torch.rsqrt(variance + EPS)  # (G,)
+        matrix = (scale @ self.maps.flatten(1)).unflatten(0, (-1, len(mean)))  # (dim, K)
+        bias = self.bias + scale @ (self.map_offsets - means[:, None] * self.map_sums)
+        return project(columns.mT.to(self.dtype), matrix.to(self.dtype), bias.to(self.dtype))
