@@ -1,129 +1,219 @@
-"""A Generator's loaded model. Blocking: everything here runs in the replica's one engine thread.
+"""A Generator's engine and the one thread that uses it. Many calls share the engine; each may come and go at any step.
 
 It loads torch: `deployments.generator` imports it in the replica only, so that building the application does not.
 """
 
-import dataclasses
 import gc
 import logging
+import threading
 import time
+from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
-import numpy as np
 import torch
 
-from acestep_engine.audio import AudioLimits, encode_audio, read_audio
+from acestep_engine.audio import SourceAudio
 from acestep_engine.conditioning import Conditioning
-from acestep_engine.devices import describe_device
+from acestep_engine.devices import describe_device, free_memory, keep_freed_memory
 from acestep_engine.download import ensure_checkpoint
-from acestep_engine.engine import Engine, Song
-from acestep_engine.params import OUTPUT_SAMPLE_RATE_HZ, ModelSpec, Progress
+from acestep_engine.engine import Engine, Failed, Finished, Moved, Song
+from acestep_engine.params import GenerationParams, ModelSpec, Progress
 from deployments.cpus import available_cpus
-from deployments.failures import GpuMemoryError, ReplicaBrokenError
-from deployments.messages import ByteArray, Rendered, RenderJob, ReplicaState
+from deployments.failures import GpuMemoryError, ReplicaBrokenError, SharedStepError
+from deployments.messages import ReplicaState
 
 logger = logging.getLogger("ray.serve")
-T = TypeVar("T")
+
+
+@dataclass(eq=False)
+class Call:
+    """One song that somebody waits for. `on_progress` runs in the engine's thread and must not block."""
+
+    call_id: str
+    spec: ModelSpec
+    params: GenerationParams
+    conditioning: Conditioning
+    source: SourceAudio | None
+    on_progress: Callable[[Progress], None]
+    song: "Future[Song]"
+
+
+@dataclass(eq=False)
+class _Load:
+    """Somebody wants another model in memory."""
+
+    spec: ModelSpec
+    loaded: "Future[None]"
 
 
 class EngineHost:
-    """`device` None is the GPU if the replica has one. `download_to` may be filled from the published place."""
+    """`device` None is the GPU if the replica has one. `download_to` may be filled from the published place.
 
-    def __init__(self, device: str | None, limits: AudioLimits, download_to: str | None) -> None:
-        torch.set_num_threads(available_cpus())  # Ray sets OMP_NUM_THREADS to 1 in its actors
+    Calls begin in the order they came. One for another model, or a `load` of one, waits until the engine has nothing to
+    do, and all that came after it wait as well.
+    """
+
+    def __init__(self, device: str | None, download_to: str | None) -> None:
         self._device = device
-        self._limits = limits
         self._download_to = download_to
         self._engine: Engine | None = None
+        self._running: dict[str, Call] = {}  # in the engine
+        self._wake = threading.Condition()
+        self._waiting: deque[Call | _Load] = deque()  # these three are shared with callers, under _wake
+        self._aborted: set[str] = set()
+        self._closed = False
+        self.steps = 0  # that the engine has done
         self.broken: str | None = None  # why the GPU answers nothing any more
+        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+        self._thread.start()
 
-    def load(self, spec: ModelSpec) -> None:
-        """Have this model in memory. Raises CheckpointError; then none is loaded."""
-        self._guarded(lambda: self._engine_for(spec))
+    def submit(self, call: Call) -> None:
+        """Have a song made: its future gets it, or EngineError, RenderError. From any thread."""
+        with self._wake:
+            self._waiting.append(call)
+            self._wake.notify()
 
-    def render(
-        self,
-        spec: ModelSpec,
-        job: RenderJob,
-        conditioning: Conditioning,
-        source: ByteArray | None,
-        report: Callable[[Progress], None],
-        cancelled: Callable[[], bool],
-    ) -> Rendered:
-        """One song as a file; loads `spec` first if another one is loaded. Raises EngineError, RenderError."""
-        return self._guarded(lambda: self._render(spec, job, conditioning, source, report, cancelled))
+    def abort(self, call: Call) -> None:
+        """Forget a call within one step; nothing happens if it has ended. From any thread."""
+        call.song.cancel()
+        with self._wake:
+            self._aborted.add(call.call_id)
+            self._wake.notify()
+
+    def load(self, spec: ModelSpec) -> "Future[None]":
+        """Have this model in memory. The future raises CheckpointError; then none is loaded. From any thread."""
+        load = _Load(spec, Future())
+        with self._wake:
+            self._waiting.append(load)
+            self._wake.notify()
+        return load.loaded
+
+    def close(self) -> None:
+        """Stop after the step that runs."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify()
 
     def describe(self, replica_id: str, gpu_ids: tuple[str, ...]) -> ReplicaState:
-        """What is loaded, and where; an empty model is none. May be called from any thread."""
+        """What is loaded, and where; an empty model is none. From any thread."""
         engine = self._engine
         if engine is None:
             return ReplicaState(replica_id, model="", device="", gpu_ids=gpu_ids)
         precision = str(engine.dtype).removeprefix("torch.")
         return ReplicaState(replica_id, engine.spec.name, describe_device(engine.device), gpu_ids, precision)
 
-    def _guarded(self, work: Callable[[], T]) -> T:
-        """Do `work`, and remember if the GPU is lost: after such an error every later call of CUDA fails as well."""
+    def _work(self) -> None:
+        torch.set_num_threads(available_cpus())  # Ray sets OMP_NUM_THREADS to 1 in its actors
+        keep_freed_memory()
+        while self._wait_for_work():
+            self._drop_aborted()
+            self._begin()
+            if self._running:
+                self._step()
+
+    def _wait_for_work(self) -> bool:
+        """False when it is time to stop."""
+        with self._wake:
+            self._wake.wait_for(lambda: self._closed or self._running or self._waiting or self._aborted)
+            return not self._closed
+
+    def _drop_aborted(self) -> None:
+        with self._wake:
+            aborted, self._aborted = self._aborted, set()
+            self._waiting = deque(
+                one for one in self._waiting if not (isinstance(one, Call) and one.call_id in aborted)
+            )
+        for call_id in aborted:
+            if self._running.pop(call_id, None) is not None and self._engine is not None:
+                self._engine.abort(call_id)
+
+    def _begin(self) -> None:
+        """Take in those that wait, up to the first that needs another model while the engine works."""
+        while True:
+            with self._wake:
+                if not self._waiting:
+                    return
+                first = self._waiting[0]
+                ready = not self._running or (
+                    isinstance(first, Call) and self._engine is not None and self._engine.spec == first.spec
+                )
+                if not ready:
+                    return
+                self._waiting.popleft()
+            if isinstance(first, _Load):
+                self._do_load(first)
+            else:
+                self._add(first)
+
+    def _do_load(self, load: _Load) -> None:
         try:
-            return work()
-        except torch.OutOfMemoryError as error:
-            raise GpuMemoryError("the song does not fit the GPU's memory: ask for a shorter one") from error
-        except RuntimeError as error:
-            if isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error):
-                self.broken = str(error)
-                logger.error("the GPU is lost, this replica will be replaced: %s", error)
-                raise ReplicaBrokenError("the GPU is lost") from error
-            raise
+            self._engine_for(load.spec)
+        except Exception as error:  # noqa: BLE001  whatever it is, the one who waits must hear of it
+            load.loaded.set_exception(self._judge(error))
+        else:
+            load.loaded.set_result(None)
 
-    def _render(
-        self,
-        spec: ModelSpec,
-        job: RenderJob,
-        conditioning: Conditioning,
-        source: ByteArray | None,
-        report: Callable[[Progress], None],
-        cancelled: Callable[[], bool],
-    ) -> Rendered:
-        engine = self._engine_for(spec)
-        report(Progress("encoding"))
-        reference = None if source is None else read_audio(source.data, self._limits)
-
-        def sing() -> Song:
-            return engine.generate(job.params, conditioning, reference, report, cancelled)
-
+    def _add(self, call: Call) -> None:
+        if not call.song.set_running_or_notify_cancel():
+            return
         try:
-            song = sing()
-        except torch.OutOfMemoryError:
-            song = None
-        if song is None:  # outside of the handler: its traceback holds the tensors that must be freed
-            logger.warning("%s: out of GPU memory, trying once more", job.request_id)
-            _free_memory()
-            song = sing()
-        started = time.perf_counter()
-        audio = encode_audio(song.audio, OUTPUT_SAMPLE_RATE_HZ, job.audio_format, job.tags)
-        return Rendered(
-            audio=np.frombuffer(audio, dtype=np.uint8),
-            latents=song.latents,
-            duration_s=song.duration_s,
-            timings=dataclasses.replace(song.timings, write_s=time.perf_counter() - started),
-            model=spec.name,
-            device=describe_device(engine.device),
-        )
+            self._engine_for(call.spec).add(call.call_id, call.params, call.conditioning, call.source)
+        except Exception as error:  # noqa: BLE001  as above
+            call.song.set_exception(self._judge(error))
+        else:
+            self._running[call.call_id] = call
+
+    def _step(self) -> None:
+        assert self._engine is not None
+        try:
+            events = self._engine.step()
+        except Exception as error:
+            logger.exception("a step failed for all %d songs in the engine", len(self._running))
+            failure = self._judge(error)
+            if len(self._running) > 1 and failure is error:  # nobody knows whose fault it is
+                failure = SharedStepError("a step failed that this song shared with others")
+            for call in self._running.values():
+                self._engine.abort(call.call_id)
+                call.song.set_exception(failure)
+            self._running.clear()
+            return
+        self.steps += 1
+        for event in events:
+            call = self._running[event.request_id]
+            match event:
+                case Moved():
+                    call.on_progress(event.progress)
+                case Finished():
+                    del self._running[event.request_id]
+                    call.song.set_result(event.song)
+                case Failed():
+                    del self._running[event.request_id]
+                    call.song.set_exception(self._judge(event.error))
+
+    def _judge(self, error: Exception) -> Exception:
+        """What to tell the caller. Remembers if the GPU is lost: then every later call of CUDA fails as well."""
+        if isinstance(error, torch.OutOfMemoryError):
+            return GpuMemoryError("the song does not fit the GPU's memory: ask for a shorter one")
+        if isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error):
+            self.broken = str(error)
+            logger.error("the GPU is lost, this replica will be replaced: %s", error)
+            return ReplicaBrokenError("the GPU is lost")
+        return error
 
     def _engine_for(self, spec: ModelSpec) -> Engine:
         if self._engine is None or self._engine.spec != spec:
             self._engine = None
-            _free_memory()  # two models at once may not fit
+            gc.collect()
+            free_memory()  # two models at once may not fit
             ensure_checkpoint(Path(spec.path), download=spec.path == self._download_to)
             started = time.perf_counter()
             self._engine = Engine.load(spec, self._device)
-            seconds = time.perf_counter() - started
-            logger.info("loaded %s from %s on %s in %.1f s", spec.name, spec.path, self._engine.device, seconds)
+            logger.info(
+                "loaded %s from %s on %s in %.1f s; up to %d tokens share a forward",
+                *(spec.name, spec.path, self._engine.device),
+                *(time.perf_counter() - started, self._engine.calibration.max_tokens),
+            )
         return self._engine
-
-
-def _free_memory() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -20,11 +20,15 @@ class RenderError(Exception):
 
     RenderError
     ├── GpuMemoryError       the song does not fit the memory, not even alone and after freeing all that can be freed
+    ├── SharedStepError      a step that it shared with other songs failed; another attempt may do better
     └── ReplicaBrokenError   the GPU answers nothing any more; another replica must do it
     """
 
 
 class GpuMemoryError(RenderError): ...
+
+
+class SharedStepError(RenderError): ...
 
 
 class ReplicaBrokenError(RenderError): ...
@@ -64,7 +68,7 @@ def is_replica_loss(cause: BaseException) -> bool:
     """Whether the replica, its node or what it held is gone, so that another one may do better."""
     if isinstance(cause, RayTaskError):
         return False
-    return isinstance(cause, RayError | RayServeException | ReplicaBrokenError)
+    return isinstance(cause, RayError | RayServeException | SharedStepError | ReplicaBrokenError)
 
 
 def explain(cause: BaseException) -> Failure | None:

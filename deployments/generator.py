@@ -1,54 +1,73 @@
-"""The deployment that runs diffusion and decoding. One replica has one engine, and one thread that uses it."""
+"""The deployment that runs diffusion and decoding. One replica has one engine, which many songs share step by step."""
 
 import asyncio
+import dataclasses
+import itertools
 import logging
-import threading
+import time
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
+import numpy as np
 import ray
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
-from acestep_engine.audio import AudioLimits
+from acestep_engine.audio import AudioLimits, encode_audio, read_audio
 from acestep_engine.conditioning import Conditioning
-from acestep_engine.params import ModelSpec, Progress
+from acestep_engine.params import OUTPUT_SAMPLE_RATE_HZ, ModelSpec, Progress
 from deployments.failures import ReplicaBrokenError
 from deployments.messages import JOB_MANAGER, ByteArray, Rendered, RenderJob
 
-if TYPE_CHECKING:  # it takes seconds to import, and only the replica needs it
+if TYPE_CHECKING:  # they take seconds to import, and only the replica needs them
+    from acestep_engine.engine import Song
     from deployments.engine_host import EngineHost
 
-PROGRESS_INTERVAL_S = 0.1
+PROGRESS_INTERVAL_S = 0.1  # of one call, as long as there are few
+PROGRESS_PER_S = 20  # of all calls of a replica together
+SIGN_OF_LIFE_S = 10.0  # of a call that the engine has paused for others
 REPORT_INTERVAL_S = 1.0
 REPORT_TIMEOUT_S = 5.0
 REPLACEMENT_WAIT_S = 60.0  # longer than Serve takes to replace a replica whose health check fails
+FILE_THREADS = 2  # that read and write audio files beside the engine's own thread
 
 logger = logging.getLogger("ray.serve")
 T = TypeVar("T")
 
 
-class _Call:
-    """One call of `generate`, between the event loop and the engine's thread. The thread never waits for the loop."""
+class _Listener:
+    """What the event loop hears of one call from the engine's thread, which never waits for it."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self.changed = asyncio.Event()
+        self.ended = asyncio.Event()
         self.progress: Progress | None = None
-        self.cancelled = threading.Event()
 
-    def report(self, progress: Progress) -> None:
+    def note(self, progress: Progress) -> None:
         self.progress = progress
-        self._loop.call_soon_threadsafe(self.changed.set)
+        self._tell(self.changed.set)
+
+    def note_end(self, _: object) -> None:
+        self._tell(self._end)
+
+    def _end(self) -> None:
+        self.ended.set()
+        self.changed.set()
+
+    def _tell(self, what: Callable[[], None]) -> None:
+        with suppress(RuntimeError):  # the loop is closed: the replica stops
+            self._loop.call_soon_threadsafe(what)
 
 
 class Generator:
-    """Songs from conditioning, one at a time. Loads the model that a call asks for if it has another one.
+    """Songs from conditioning, many at once. Loads the model that a call asks for if it has another one.
 
-    It tells the JobManager every second where it runs and what it has loaded: asking would wait behind the song that is
-    being made, because Serve counts every call against `max_ongoing_requests`.
+    It tells the JobManager every second where it runs and what it has loaded: asking would wait behind the calls that
+    run, because Serve counts every call against `max_ongoing_requests`.
     """
 
     async def __init__(  # type: ignore[misc]
@@ -61,9 +80,12 @@ class Generator:
         context = serve.get_replica_context()
         self._replica_id = context.replica_id.unique_id
         self._gpu_ids = tuple(ray.get_runtime_context().get_accelerator_ids().get("GPU", ()))
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
-        self._host = await self._in_thread(lambda: _make_host(None if use_gpu else "cpu", limits, download_to))
-        await self._in_thread(lambda: self._host.load(spec))
+        self._limits = limits
+        self._numbers = itertools.count()
+        self._calls = 0  # that run now
+        self._files = ThreadPoolExecutor(max_workers=FILE_THREADS, thread_name_prefix="audio-files")
+        self._host = await self._in_thread(lambda: _make_host(None if use_gpu else "cpu", download_to))
+        await asyncio.wrap_future(self._host.load(spec))
         self._job_manager = serve.get_deployment_handle(JOB_MANAGER, context.app_name)
         self._reporting = asyncio.create_task(self._report_again_and_again())
 
@@ -72,37 +94,44 @@ class Generator:
     ) -> AsyncIterator[Progress | Rendered]:
         """Progress, the first at once and then at most ten a second, and at last one Rendered.
 
-        `source` is the reference's audio file. Cancelling aborts the engine within one forward. Raises EngineError,
-        GpuMemoryError, or ReplicaBrokenError.
+        `source` is the reference's audio file. Cancelling aborts within one step. Raises EngineError, GpuMemoryError,
+        or ReplicaBrokenError.
         """
-        call = _Call()
-        rendered = self._in_thread(
-            lambda: self._host.render(spec, job, conditioning, source, call.report, call.cancelled.is_set)
-        )
-        rendered.add_done_callback(lambda _: call.changed.set())
+        from deployments.engine_host import Call
+
+        yield Progress("encoding")
+        reference = None
+        if source is not None:
+            reference = await self._in_thread(lambda: read_audio(source.data, self._limits))
+        listener, song = _Listener(), Future["Song"]()
+        song.add_done_callback(listener.note_end)
+        # Not the job's id alone: an earlier attempt may still be on its way out.
+        call_id = f"{job.request_id}/{next(self._numbers)}"
+        call = Call(call_id, spec, job.params, conditioning, reference, listener.note, song)
+        self._host.submit(call)
+        self._calls += 1
         try:
-            while True:
-                await call.changed.wait()
-                call.changed.clear()
-                if rendered.done():
-                    break
-                if call.progress is not None:
-                    yield call.progress
-                    await asyncio.wait([rendered], timeout=PROGRESS_INTERVAL_S)
-            try:
-                yield await rendered
-            except ReplicaBrokenError:
-                # Answering would send the caller back here at once. Serve replaces this replica meanwhile.
-                await asyncio.sleep(REPLACEMENT_WAIT_S)
-                raise
+            while not listener.ended.is_set():
+                await self._hear(listener)
+                if listener.progress is not None and not listener.ended.is_set():
+                    yield listener.progress
+                    await self._pause(listener.ended)
+            yield await self._in_thread(lambda: self._write(song.result(), job, spec))
+        except ReplicaBrokenError:
+            # Answering would send the caller back here at once. Serve replaces this replica meanwhile.
+            await asyncio.sleep(REPLACEMENT_WAIT_S)
+            raise
         finally:
-            call.cancelled.set()
-            rendered.cancel()
+            self._calls -= 1
+            self._host.abort(call)
 
     async def load(self, spec: ModelSpec) -> None:
-        """Have this model in memory, after the song that is being made. Raises CheckpointError; then none is loaded."""
+        """Have this model in memory, after the songs that are being made.
+
+        Raises CheckpointError; then none is loaded.
+        """
         try:
-            await self._in_thread(lambda: self._host.load(spec))
+            await asyncio.wrap_future(self._host.load(spec))
         finally:
             await self._report()
 
@@ -114,6 +143,36 @@ class Generator:
     def __del__(self) -> None:
         if hasattr(self, "_reporting"):
             self._reporting.cancel()
+            self._host.close()
+
+    async def _hear(self, listener: _Listener) -> None:
+        """Until there is news of a call; now and then all the same, while it is paused for others."""
+        while not listener.changed.is_set():
+            steps = self._host.steps
+            with suppress(TimeoutError):
+                async with asyncio.timeout(SIGN_OF_LIFE_S):
+                    await listener.changed.wait()
+            if self._host.steps > steps:
+                break
+        listener.changed.clear()
+
+    async def _pause(self, ended: asyncio.Event) -> None:
+        """Until the next progress may be told, or the song is there."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(PROGRESS_INTERVAL_S, self._calls / PROGRESS_PER_S)):
+                await ended.wait()
+
+    def _write(self, song: "Song", job: RenderJob, spec: ModelSpec) -> Rendered:
+        started = time.perf_counter()
+        audio = encode_audio(song.audio, OUTPUT_SAMPLE_RATE_HZ, job.audio_format, job.tags)
+        return Rendered(
+            audio=np.frombuffer(audio, dtype=np.uint8),
+            latents=song.latents,
+            duration_s=song.duration_s,
+            timings=dataclasses.replace(song.timings, write_s=time.perf_counter() - started),
+            model=spec.name,
+            device=self._host.describe(self._replica_id, self._gpu_ids).device,
+        )
 
     async def _report_again_and_again(self) -> None:
         while True:
@@ -127,11 +186,11 @@ class Generator:
         except (RayError, RayServeException, TimeoutError) as error:
             logger.debug("the job manager does not listen: %s", error)
 
-    def _in_thread(self, work: Callable[[], T]) -> "asyncio.Future[T]":
-        return asyncio.get_running_loop().run_in_executor(self._thread, work)
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._files, work)
 
 
-def _make_host(device: str | None, limits: AudioLimits, download_to: str | None) -> "EngineHost":
+def _make_host(device: str | None, download_to: str | None) -> "EngineHost":
     from deployments.engine_host import EngineHost  # takes seconds, and only the replica needs it
 
-    return EngineHost(device, limits, download_to)
+    return EngineHost(device, download_to)

@@ -5,7 +5,8 @@ import contextvars
 import dataclasses
 import logging
 import time
-from collections.abc import Coroutine, Mapping
+import uuid
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ from deployments.failures import CANCELLED, EXPIRED
 from deployments.fleet import Fleet
 from deployments.messages import (
     AudioFile,
+    ByteArray,
     JobEndedError,
     JobFailedError,
     JobNotEndedError,
@@ -35,6 +37,7 @@ from deployments.runner import LiveJob, Runner
 from deployments.state_lock import StateLock
 from deployments.store.protocol import Ending, JobRow, JobStore
 from deployments.store.sqlite import SqliteStore
+from deployments.waiting import WaitingJobs
 
 CLEANUP_INTERVAL_S = 60.0
 
@@ -49,7 +52,7 @@ class JobManagerConfig:
     folders: Folders
     models: Models
     build_id: str
-    max_in_flight: int  # Generator replicas there could be
+    max_in_flight_per_size: int  # songs of one size that all Generator replicas there could be take at a time
     queue_size: int
     job_timeout_s: float
     result_ttl_s: float
@@ -57,7 +60,7 @@ class JobManagerConfig:
 
 
 class JobManager:
-    """All methods but `submit`, `result` and `initialize` answer from memory or with one read of the store."""
+    """All methods but those that submit, `result` and `initialize` answer from memory or with one read of the store."""
 
     async def __init__(  # type: ignore[misc]
         self, config: JobManagerConfig, generator: DeploymentHandle[Any], text_encoder: DeploymentHandle[Any]
@@ -78,35 +81,32 @@ class JobManager:
             self._store, self._files, self._fleet, generator, text_encoder, config.job_timeout_s, self._on_end
         )
         self._jobs: dict[str, LiveJob] = {}  # all that have not ended
-        self._waiting: dict[str, LiveJob] = {}  # those that nobody runs yet, in order
+        self._waiting = WaitingJobs(config.max_in_flight_per_size)  # those of them that nobody runs yet
         self._arriving: set[str] = set()  # submissions that are being written
-        self._wake = asyncio.Event()
-        self._slots = asyncio.Semaphore(config.max_in_flight)
-        self._may_start = asyncio.Event()
-        self._may_start.set()
-        await self._recover()
+        self._model_changes = 0  # that are under way: no job starts meanwhile
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._spawn(self._dispatch())
+        await self._recover()
         self._spawn(self._clean_up())
 
     async def submit(self, submission: Submission) -> JobView:
         """Accept a job; it is on the disk when this returns. Raises QueueFullError, StorageError."""
-        if submission.request_id in self._jobs or submission.request_id in self._arriving:
-            raise StorageError(f"there is a job {submission.request_id} already")
-        waiting = len(self._waiting) + len(self._arriving)
-        if waiting >= self._config.queue_size:
-            raise QueueFullError(waiting, self._config.queue_size, self._runner.expected_wait_s(1))
-        row = JobRow(
-            request_id=submission.request_id,
-            status="pending",
-            created_at=time.time(),
-            params=submission.params,
-            audio_format=submission.audio_format,
-            request_json=submission.request_json,
-            save_file=submission.save_file,
-            has_source=submission.source is not None,
-        )
-        return await self._to_its_end(self._accept(row, submission))
+        return self._view(await self._accept(submission))
+
+    async def submit_and_wait(
+        self, submission: Submission, timeout_s: float, wants_audio: bool
+    ) -> AsyncIterator[JobView | AudioFile]:
+        """The job as it is accepted, then as it has ended or stands after `timeout_s`. Raises as `submit`.
+
+        With `wants_audio`, a job that completed comes as an AudioFile.
+        """
+        job = await self._accept(submission)
+        yield self._view(job)
+        await job.wait(timeout_s)
+        view = self._view(job)
+        if wants_audio and view.outcome == "completed" and job.audio is not None:
+            yield AudioFile(view, job.audio)
+        else:
+            yield view
 
     async def status(self, request_id: str) -> JobView:
         """Raises JobNotFoundError."""
@@ -118,11 +118,7 @@ class JobManager:
         job = self._jobs.get(request_id)
         if job is None:
             return self._ended_view(await self._row(request_id))
-        try:
-            async with asyncio.timeout(timeout_s):
-                await job.ended.wait()
-        except TimeoutError:
-            pass
+        await job.wait(timeout_s)
         return self._view(job)
 
     async def result(self, request_id: str) -> AudioFile:
@@ -155,6 +151,8 @@ class JobManager:
 
     async def queue_status(self) -> QueueStatus:
         counts = await self._store.counts()
+        running = min(sum(job.row.status == "processing" for job in self._jobs.values()), counts["pending"])
+        counts |= {"pending": counts["pending"] - running, "processing": running}
         return QueueStatus(len(self._waiting), counts, sum(counts.values()))
 
     async def service_status(self) -> ServiceStatus:
@@ -170,11 +168,12 @@ class JobManager:
 
         Options are `Models.choose`'s. Raises ModelUnavailableError; the old model stays then.
         """
-        self._may_start.clear()
+        self._model_changes += 1
         try:
             await self._fleet.initialize(name, options)
         finally:
-            self._may_start.set()
+            self._model_changes -= 1
+            self._start_jobs()
         return self._fleet.status(len(self._waiting))
 
     async def __del__(self) -> None:
@@ -191,64 +190,82 @@ class JobManager:
         await self._store.close()
         self._lock.release()
 
-    async def _accept(self, row: JobRow, submission: Submission) -> JobView:
-        self._arriving.add(row.request_id)
-        try:
-            await self._keep(row, submission)
-        finally:
-            self._arriving.remove(row.request_id)
-        return self._view(self._enqueue(row))
+    async def _accept(self, submission: Submission) -> LiveJob:
+        """Raises QueueFullError, StorageError."""
+        waiting = len(self._waiting) + len(self._arriving)
+        if waiting >= self._config.queue_size:
+            raise QueueFullError(waiting, self._config.queue_size, self._runner.expected_wait_s(1))
+        request_id = submission.request_id
+        if request_id in self._jobs or request_id in self._arriving:
+            request_id = uuid.uuid4().hex
+        row = JobRow(
+            request_id=request_id,
+            status="pending",
+            created_at=time.time(),
+            params=submission.params,
+            audio_format=submission.audio_format,
+            request_json=submission.request_json,
+            save_file=submission.save_file,
+            has_source=submission.source is not None,
+        )
+        self._arriving.add(request_id)
+        return await self._to_its_end(self._keep(row, submission.source))
 
-    async def _keep(self, row: JobRow, submission: Submission) -> None:
-        if submission.source is not None:
-            try:
-                await asyncio.to_thread(self._files.write_source, row.request_id, submission.source)
-            except OSError as error:
-                raise StorageError(f"the uploaded audio cannot be kept: {error.strerror}") from error
+    async def _keep(self, row: JobRow, source: ByteArray | None) -> LiveJob:
+        asked_id = row.request_id
         try:
-            await self._store.add(row)
-        except StorageError:
-            await asyncio.to_thread(self._files.remove_source, row.request_id)
-            raise
+            while not await self._write(row, source):  # one that has ended has this id
+                row = dataclasses.replace(row, request_id=uuid.uuid4().hex)
+            job = self._enqueue(row)
+        finally:
+            self._arriving.remove(asked_id)
+        self._start_jobs()
+        return job
+
+    async def _write(self, row: JobRow, source: ByteArray | None) -> bool:
+        """Bring a job to the disk. False if another one has its id."""
+        if source is None:
+            return await self._store.add(row)
+        try:
+            await asyncio.to_thread(self._files.write_source, row.request_id, source)
+        except OSError as error:
+            raise StorageError(f"the uploaded audio cannot be kept: {error.strerror}") from error
+        added = False
+        try:
+            added = await self._store.add(row)
+        finally:
+            if not added:
+                await asyncio.to_thread(self._files.remove_source, row.request_id)
+        return added
 
     async def _recover(self) -> None:
         await self._fleet.restore()
-        rows = await self._store.recover()
+        rows = await self._store.unfinished()
         for row in rows:
-            self._enqueue(row)
+            self._enqueue(dataclasses.replace(row, status="pending", started_at=None))
         await asyncio.to_thread(self._files.remove_sources_except, {row.request_id for row in rows})
         if rows:
             logger.info("%d jobs of an earlier run wait again", len(rows))
+        self._start_jobs()
 
     def _enqueue(self, row: JobRow) -> LiveJob:
-        job = LiveJob(row)
-        self._jobs[row.request_id] = self._waiting[row.request_id] = job
-        self._wake.set()
+        job = self._jobs[row.request_id] = LiveJob(row)
+        self._waiting.add(row.request_id, row.params.duration_s)
         return job
 
-    async def _dispatch(self) -> None:
-        """Start jobs in order, as many at a time as Generators could run. Serve sees those as demand to scale on."""
-        while True:
-            await self._slots.acquire()
-            while not self._waiting:
-                self._wake.clear()
-                await self._wake.wait()
-            await self._may_start.wait()
-            if not self._waiting:  # cancelled meanwhile
-                self._slots.release()
-                continue
-            job = self._waiting.pop(next(iter(self._waiting)))
-            self._spawn(self._run(job))
+    def _start_jobs(self) -> None:
+        """Start every job that may. Serve sees those that wait for a Generator as demand to scale on."""
+        while not self._model_changes and (request_id := self._waiting.start_next()) is not None:
+            self._spawn(self._run(self._jobs[request_id]))
 
     async def _run(self, job: LiveJob) -> None:
-        try:
-            await self._runner.run(job)
-        finally:
-            self._slots.release()
+        await self._runner.run(job)  # raises only when the service stops: then no other job may start
+        self._waiting.end(job.row.params.duration_s)
+        self._start_jobs()
 
     def _on_end(self, job: LiveJob) -> None:
         self._jobs.pop(job.row.request_id, None)
-        self._waiting.pop(job.row.request_id, None)
+        self._waiting.discard(job.row.request_id)
 
     async def _clean_up(self) -> None:
         while True:
@@ -281,9 +298,8 @@ class JobManager:
     def _view(self, job: LiveJob) -> JobView:
         if job.row.ended:
             return self._ended_view(job.row)
-        position = next((i for i, request_id in enumerate(self._waiting) if request_id == job.row.request_id), 0)
         running = job.row.status == "processing"
-        return _view_of(job.row, None if running else position, job.progress)
+        return _view_of(job.row, None if running else self._waiting.position(job.row.request_id), job.progress)
 
     @staticmethod
     def _ended_view(row: JobRow) -> JobView:

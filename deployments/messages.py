@@ -24,6 +24,7 @@ ENDED: tuple[Status, ...] = ("completed", "failed")
 class Submission:
     """One accepted request, complete: nothing about it is decided later.
 
+    `request_id` is the id that the job gets, unless another job has it already: a client may name the same one twice.
     `request_json` is the request as a client would POST it again for the same music: seed and duration are filled in.
     `source` is the uploaded audio file, still encoded, already checked.
     """
@@ -83,7 +84,7 @@ class JobView:
     outcome: Outcome | None = None
     started_at: float | None = None
     completed_at: float | None = None
-    position: int | None = None  # how many waiting jobs run before it; None once it runs
+    position: int | None = None  # how many waiting jobs were accepted before it; None once it runs
     progress: Progress | None = None
     error: str | None = None
     error_code: str | None = None

@@ -24,7 +24,7 @@ class ModelChoice:
     checkpoint_dir: Path  # v1-3.5b lies here, or in a folder of its published name in here
     download: bool  # v1-3.5b may be fetched when it is not there
     bf16: bool | None = None
-    torch_compile: bool = False
+    torch_compile: bool | None = None
     cpu_offload: bool = False
     overlapped_decode: bool = False
 

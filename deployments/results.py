@@ -6,19 +6,18 @@ Plain blocking functions; the JobManager calls them in threads. Every file appea
 import itertools
 import json
 import os
-import tempfile
 import time
-from collections.abc import Callable, Container
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from acestep_engine.params import AudioFormat
-from deployments.messages import ByteArray, Rendered
+from deployments.messages import ByteArray
 from deployments.store.protocol import JobRow
 
 
@@ -52,7 +51,7 @@ class JobFiles:
 
     def write_source(self, request_id: str, source: ByteArray) -> None:
         """Keep an uploaded file until its job ends. It is on the disk when this returns."""
-        _write(self._sources / request_id, lambda path: source.tofile(path))
+        _write(self._sources / request_id, source.data)
 
     def read_source(self, request_id: str) -> ByteArray:
         return np.fromfile(self._sources / request_id, dtype=np.uint8)
@@ -60,10 +59,13 @@ class JobFiles:
     def remove_source(self, request_id: str) -> None:
         (self._sources / request_id).unlink(missing_ok=True)
 
-    def write_result(self, request_id: str, audio_format: AudioFormat, rendered: Rendered) -> None:
-        """Keep the audio and the latents."""
-        _write(self._latents / f"{request_id}.safetensors", lambda path: _save_latents(path, rendered.latents))
-        _write(self._result(request_id, audio_format), lambda path: rendered.audio.tofile(path))
+    def write_latents(self, request_id: str, latents: npt.NDArray[np.float32]) -> None:
+        """Keep the latents. They are on the disk when this returns."""
+        _write(self._latents / f"{request_id}.safetensors", save({"latents": np.ascontiguousarray(latents)}))
+
+    def write_audio(self, request_id: str, audio_format: AudioFormat, audio: ByteArray) -> None:
+        """Keep the encoded audio. It is on the disk when this returns."""
+        _write(self._result(request_id, audio_format), audio.data)
 
     def read_result(self, request_id: str, audio_format: AudioFormat) -> ByteArray:
         """The encoded audio. Raises FileNotFoundError once it is removed."""
@@ -113,8 +115,8 @@ class JobFiles:
     def write_output(self, name: str, audio: ByteArray, request_json: dict[str, Any]) -> str:
         """Fill a claimed file and write its parameters beside it. What clients are told as its path."""
         text = json.dumps(request_json, ensure_ascii=False, indent=2)
-        _write(self._sidecar(name), lambda path: path.write_text(text, encoding="utf-8"))
-        _write(self._output / name, lambda path: audio.tofile(path))
+        _write(self._sidecar(name), text.encode())
+        _write(self._output / name, audio.data)
         return f"{self._shown_output}/{name}"
 
     def remove_output(self, name: str) -> None:
@@ -138,21 +140,15 @@ def _create(path: Path) -> bool:
     return True
 
 
-def _save_latents(path: Path, latents: npt.NDArray[np.float32]) -> None:
-    save_file({"latents": np.ascontiguousarray(latents)}, path)
-
-
-def _write(path: Path, fill: Callable[[Path], object]) -> None:
+def _write(path: Path, content: bytes | memoryview) -> None:
     """Fill a temporary file beside `path`, bring it to the disk and give it its name."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        fill(temporary)
-        with temporary.open("rb") as file:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o644)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any, TypeVar
 
 from ray.exceptions import RayError
@@ -27,7 +27,7 @@ from deployments.failures import (
     timed_out,
 )
 from deployments.fleet import Fleet
-from deployments.messages import JobResult, Rendered, RenderJob, StorageError
+from deployments.messages import ByteArray, JobResult, Rendered, RenderJob, StorageError
 from deployments.results import JobFiles
 from deployments.store.protocol import Ending, JobRow, JobStore
 
@@ -41,16 +41,23 @@ T = TypeVar("T")
 
 
 class LiveJob:
-    """A job that has not ended, or has just now. Progress is kept here only."""
+    """A job that has not ended, or has just now. That it runs, and how far it is, is kept here only."""
 
     def __init__(self, row: JobRow) -> None:
         self.row = row
         self.progress: Progress | None = None
         self.ended = asyncio.Event()
+        self.audio: ByteArray | None = None  # once it has completed, for those who wait for it
         self.response: DeploymentResponseGenerator[Any] | None = None  # the Generator's call, while there is one
 
     def has_ended(self) -> bool:
         return self.row.ended  # a call, because anybody may end it during any await
+
+    async def wait(self, timeout_s: float) -> None:
+        """Until it has ended, at most so long."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self.ended.wait()
 
     def abort(self) -> None:
         """Stop the Generator's call, if there is one, within one forward."""
@@ -90,6 +97,7 @@ class Runner:
         self._job_timeout_s = job_timeout_s
         self._on_end = on_end
         self._typical_s = FIRST_GUESS_S
+        self._last_attempt = asyncio.Lock()
 
     def expected_wait_s(self, ended_jobs: int) -> float:
         """Seconds until about so many more jobs have ended on one replica."""
@@ -113,7 +121,7 @@ class Runner:
 
     async def end(self, job: LiveJob, ending: Ending) -> bool:
         """End the job unless it has ended; True if this call did it. Raises StorageError."""
-        if not await self._store.finish(job.row.request_id, ending):
+        if not await self._store.finish(job.row.request_id, ending, job.row.started_at):
             return False
         job.row = dataclasses.replace(
             job.row,
@@ -127,28 +135,28 @@ class Runner:
         job.abort()
         self._on_end(job)
         job.ended.set()
-        if ending.outcome == "completed":
-            await asyncio.to_thread(self._files.remove_source, job.row.request_id)
-        else:
+        if ending.outcome != "completed":
             await asyncio.to_thread(self._files.discard, job.row)
+        elif job.row.has_source:
+            await asyncio.to_thread(self._files.remove_source, job.row.request_id)
         return True
 
     async def _attempts(self, job: LiveJob) -> Ending | None:
-        """The end that the job comes to by itself, or None if somebody else ended it. Raises _Failed."""
-        request_id = job.row.request_id
-        while True:
-            attempt = await _until_stored(lambda: self._store.begin_attempt(request_id))
-            if attempt is None or job.has_ended():
-                return None
-            if attempt > MAX_ATTEMPTS:
-                raise _Failed(gave_up(MAX_ATTEMPTS))
+        """The end that the job comes to by itself, or None if somebody else ended it. Raises _Failed.
+
+        A replica that dies takes all its jobs along, whichever of them it died of. Last attempts run one at a time, so
+        that two jobs which may be the cause never use up each other's.
+        """
+        while (attempt := job.row.attempts + 1) <= MAX_ATTEMPTS:
             try:
-                rendered = await self._render(job)
+                async with self._last_attempt if attempt == MAX_ATTEMPTS else nullcontext():
+                    rendered = await self._render(job)
                 return None if rendered is None else await self._publish(job, rendered)
             except _Lost as error:
-                logger.warning("%s lost its replica in attempt %d: %s", request_id, attempt, error)
+                logger.warning("%s lost its replica in attempt %d: %s", job.row.request_id, attempt, error)
                 job.progress = None
                 await asyncio.sleep(RETRY_PAUSE_S)
+        raise _Failed(gave_up(MAX_ATTEMPTS))
 
     async def _render(self, job: LiveJob) -> Rendered | None:
         """What a Generator made, or None if somebody ended the job. Raises _Lost, _Failed."""
@@ -161,8 +169,10 @@ class Runner:
         if job.has_ended():
             return None
         spec, row = self._fleet.spec, job.row
-        render_job = RenderJob(row.request_id, row.params, row.audio_format, _tags(row, spec.name))
         conditioning = self._text_encoder.remote(spec, row.params)  # not awaited: it travels by reference
+        if not await self._count_attempt(job):
+            return None
+        render_job = RenderJob(row.request_id, row.params, row.audio_format, _tags(row, spec.name))
         job.response = self._generator.remote(spec, render_job, conditioning, source)
         try:
             return await self._follow(job, job.response)
@@ -181,8 +191,16 @@ class Runner:
         finally:
             job.response = None
 
+    async def _count_attempt(self, job: LiveJob) -> bool:
+        """Write down that a Generator gets the job, before it can die of it. False if somebody ended the job."""
+        attempts = await _until_stored(lambda: self._store.begin_attempt(job.row.request_id))
+        if attempts is None or job.has_ended():
+            return False
+        job.row = dataclasses.replace(job.row, attempts=attempts)
+        return True
+
     async def _follow(self, job: LiveJob, response: DeploymentResponseGenerator[Any]) -> Rendered | None:
-        """Take note of the progress until the song is there. Raises TimeoutError."""
+        """Take note of the progress until the song is there. Raises TimeoutError once there is none any more."""
         clock_now = asyncio.get_running_loop().time
         rendered: Rendered | None = None
         async with asyncio.timeout(None) as timeout:  # waiting for a replica, or for its model, is not limited
@@ -190,30 +208,25 @@ class Runner:
                 if isinstance(message, Rendered):
                     rendered = message
                     continue
-                if timeout.when() is None:
-                    timeout.reschedule(clock_now() + self._job_timeout_s)
+                timeout.reschedule(clock_now() + self._job_timeout_s)
                 job.progress = message
                 if job.row.status == "pending":
-                    await self._mark_started(job)
+                    job.row = dataclasses.replace(job.row, status="processing", started_at=time.time())
         return rendered
 
-    async def _mark_started(self, job: LiveJob) -> None:
-        at = time.time()
-        if await _until_stored(lambda: self._store.start(job.row.request_id, at)) and not job.has_ended():
-            job.row = dataclasses.replace(job.row, status="processing", started_at=at)
-
     async def _publish(self, job: LiveJob, rendered: Rendered) -> Ending:
-        """Write the files. They are complete on the disk when the ending is stored. Raises _Failed."""
+        """Write the files, all at a time. They are complete on the disk when this returns. Raises _Failed."""
         row = job.row
-        audio_path = None
         try:
-            await asyncio.to_thread(self._files.write_result, row.request_id, row.audio_format, rendered)
-            if row.save_file:
-                name = await self._claim_output(job)
-                audio_path = await asyncio.to_thread(self._files.write_output, name, rendered.audio, row.request_json)
+            *_, audio_path = await _all_ended(
+                asyncio.to_thread(self._files.write_audio, row.request_id, row.audio_format, rendered.audio),
+                asyncio.to_thread(self._files.write_latents, row.request_id, rendered.latents),
+                self._write_output(job, rendered.audio),
+            )
         except OSError:
             logger.exception("%s cannot be written", row.request_id)
             raise _Failed(STORAGE) from None
+        job.audio = rendered.audio
         timings = dataclasses.asdict(rendered.timings)
         result = JobResult(
             model=rendered.model,
@@ -224,6 +237,13 @@ class Runner:
             audio_path=audio_path,
         )
         return Ending("completed", time.time(), result=result)
+
+    async def _write_output(self, job: LiveJob, audio: ByteArray) -> str | None:
+        """What clients are told as the path of the saved song; None for a job that saves none. Raises OSError."""
+        if not job.row.save_file:
+            return None
+        name = await self._claim_output(job)
+        return await asyncio.to_thread(self._files.write_output, name, audio, job.row.request_json)
 
     async def _claim_output(self, job: LiveJob) -> str:
         """The job's file name in the output folder; the same in each attempt, so that no song is published twice."""
@@ -265,6 +285,16 @@ def _tags(row: JobRow, model: str) -> dict[str, str]:
         "model": model,
         "parameters": json.dumps(row.request_json, ensure_ascii=False),
     }
+
+
+async def _all_ended(*writes: Awaitable[str | None]) -> list[str | None]:
+    """The answers of all, or the first exception, once nothing is written any more."""
+    answers: list[str | None] = []
+    for answer in await asyncio.gather(*writes, return_exceptions=True):
+        if isinstance(answer, BaseException):
+            raise answer
+        answers.append(answer)
+    return answers
 
 
 async def _until_stored(write: Callable[[], Awaitable[T]]) -> T:

@@ -5,11 +5,10 @@ import gc
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
-
-from ray import serve
 
 from acestep_engine.conditioning import Conditioning, EncodeRequest
 from acestep_engine.download import ensure_checkpoint
@@ -24,17 +23,20 @@ logger = logging.getLogger("ray.serve")
 T = TypeVar("T")
 
 
+@dataclass(eq=False)
+class _Waiting:
+    """Somebody waits for this to be encoded."""
+
+    spec: ModelSpec
+    request: EncodeRequest
+    answer: "asyncio.Future[Conditioning]"
+
+
 class TextEncoder:
-    """Batches what waits together and keeps what was encoded lately. One thread uses the encoder."""
+    """Encodes together what has come in meanwhile, and keeps what was encoded lately. One thread uses the encoder."""
 
     async def __init__(  # type: ignore[misc]
-        self,
-        spec: ModelSpec,
-        use_gpu: bool,
-        cache_entries: int,
-        max_batch_size: int,
-        batch_wait_timeout_s: float,
-        download_to: str | None,
+        self, spec: ModelSpec, use_gpu: bool, cache_entries: int, max_batch_size: int, download_to: str | None
     ) -> None:
         """Returns once the encoder is in memory; `download_to` is as the Generator's.
 
@@ -43,36 +45,43 @@ class TextEncoder:
         self._download_to = download_to
         self._device = None if use_gpu else "cpu"
         self._cache_entries = cache_entries
+        self._max_batch_size = max_batch_size
         self._loaded: tuple[ModelSpec, Encoder] | None = None  # of the thread
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encoder", initializer=_use_half_the_cpus)
-        self._encode_batch.set_max_batch_size(max_batch_size)
-        self._encode_batch.set_batch_wait_timeout_s(batch_wait_timeout_s)
+        self._waiting: list[_Waiting] = []
+        self._encoding: asyncio.Task[None] | None = None
         await self.load(spec)
 
     async def encode(self, spec: ModelSpec, params: GenerationParams) -> Conditioning:
         """What a song is conditioned on. Raises ParameterError for lyrics in an unknown language, CheckpointError."""
         request = EncodeRequest(params.prompt, params.lyrics, params.weakens_text, params.vocal_language)
-        answer: Conditioning | EngineError = await self._encode_batch((spec, request))
-        if isinstance(answer, EngineError):
-            raise answer
-        return answer
+        waiting = _Waiting(spec, request, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiting)
+        if self._encoding is None or self._encoding.done():
+            self._encoding = asyncio.create_task(self._encode_waiting())
+        return await waiting.answer
 
     async def load(self, spec: ModelSpec) -> None:
         """Have this model's encoder in memory. Raises CheckpointError; then none is loaded."""
         await self._in_thread(lambda: self._encoder_for(spec))
 
-    @serve.batch  # type: ignore[untyped-decorator]
-    async def _encode_batch(self, batch: "list[tuple[ModelSpec, EncodeRequest]]") -> "list[Conditioning | EngineError]":
-        """One answer each, in order. Requests of different models are encoded apart."""
-        answers: dict[int, Conditioning | EngineError] = {}
-        for spec in dict.fromkeys(spec for spec, _ in batch):
-            indices = [i for i, (its_spec, _) in enumerate(batch) if its_spec == spec]
-            requests = [batch[i][1] for i in indices]
-            encoded = await self._in_thread(partial(self._encode, spec, requests))
-            answers.update(zip(indices, encoded, strict=True))
-        return [answers[i] for i in range(len(batch))]
+    async def _encode_waiting(self) -> None:
+        """Until nobody waits: the first, and with it all others that want the same model."""
+        while self._waiting:
+            spec = self._waiting[0].spec
+            batch = [one for one in self._waiting if one.spec == spec][: self._max_batch_size]
+            self._waiting = [one for one in self._waiting if one not in batch]
+            batch = [one for one in batch if not one.answer.done()]  # its caller has left
+            if not batch:
+                continue
+            try:
+                answers = await self._in_thread(partial(self._encode, spec, [one.request for one in batch]))
+            except Exception as error:  # noqa: BLE001  whatever it is, those who wait must hear of it
+                answers = [error] * len(batch)
+            for one, answer in zip(batch, answers, strict=True):
+                _settle(one.answer, answer)
 
-    def _encode(self, spec: ModelSpec, requests: "Sequence[EncodeRequest]") -> "list[Conditioning | EngineError]":
+    def _encode(self, spec: ModelSpec, requests: Sequence[EncodeRequest]) -> list[Conditioning | Exception]:
         try:
             return list(self._encoder_for(spec).encode(requests))
         except RequestError as error:
@@ -99,6 +108,15 @@ class TextEncoder:
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+
+def _settle(answer: "asyncio.Future[Conditioning]", result: Conditioning | Exception) -> None:
+    if answer.done():
+        return
+    if isinstance(result, Exception):
+        answer.set_exception(result)
+    else:
+        answer.set_result(result)
 
 
 def _use_half_the_cpus() -> None:

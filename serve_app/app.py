@@ -24,6 +24,8 @@ from serve_app.settings import Settings
 MANY_REQUESTS = 10_000  # the JobManager bounds its queue itself; Serve's default of 5 would be a bottleneck
 JOB_MANAGER_GRACE_S = 10.0  # its jobs run in its next life
 HEALTH_CHECK_PERIOD_S = 5.0
+SONGS_PER_REPLICA = 2  # on average, before Serve adds a replica: each song more makes the others of a GPU slower
+SIZES = 5  # of songs, by which the JobManager lets them start
 
 
 def build_app(settings: Settings) -> Application:
@@ -49,7 +51,7 @@ def build_app(settings: Settings) -> Application:
         folders=Folders(resolved.state_dir, resolved.output_dir, _shown(settings.output_dir)),
         models=models,
         build_id=uuid.uuid4().hex,
-        max_in_flight=placement.max_replicas,
+        max_in_flight_per_size=placement.max_replicas * settings.generator.songs_per_size,
         queue_size=settings.limits.queue_size,
         job_timeout_s=settings.jobs.job_timeout_s,
         result_ttl_s=settings.jobs.result_ttl_s,
@@ -84,12 +86,12 @@ def _generator(settings: Settings, placement: Placement, models: Models, logging
         autoscaling_config=AutoscalingConfig(
             min_replicas=placement.min_replicas,
             max_replicas=placement.max_replicas,
-            target_ongoing_requests=1,
+            target_ongoing_requests=SONGS_PER_REPLICA,
             look_back_period_s=15,  # Serve wants it over its own 10 s between reports
             upscale_delay_s=2,
             downscale_delay_s=300,  # a model takes long to load
         ),
-        max_ongoing_requests=1,
+        max_ongoing_requests=settings.generator.songs_per_size * SIZES,
         ray_actor_options={"num_cpus": placement.generator_cpus, "num_gpus": placement.generator_gpus},
         graceful_shutdown_timeout_s=settings.generator.graceful_shutdown_timeout_s,
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
@@ -111,7 +113,6 @@ def _text_encoder(settings: Settings, placement: Placement, models: Models, logg
         placement.text_encoder_gpus > 0,
         encoder.cache_entries,
         encoder.max_batch_size,
-        encoder.batch_wait_timeout_s,
         models.download_to,
     )
 

@@ -132,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
         help="use only this GPU (default: all). Sets CUDA_VISIBLE_DEVICES, and is ignored where that is set already",
     )
     _add_switch(parser, "bf16", "bfloat16, or with --no-bf16 float32 (default: bfloat16 on a GPU, float32 on a CPU)")
-    _add_switch(parser, "torch_compile", "compile the model: the first song takes minutes, later ones are faster")
+    _add_switch(parser, "torch_compile", "compile the model; by default a start on a GPU tries whether that is faster")
     _add_switch(parser, "cpu_offload", "keep only the part in use on the GPU: fits 8 GB, slower")
     _add_switch(parser, "overlapped_decode", "decode long songs in pieces: less memory")
     commands = parser.add_subparsers(dest="command", metavar="", title="commands")

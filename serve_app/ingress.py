@@ -5,8 +5,8 @@ import importlib.metadata
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from fastapi import FastAPI
@@ -57,7 +57,7 @@ class RequestFrame:
         given = Headers(scope=scope).get("x-request-id", "")
         foreign = self._behind_proxy and jobs.REQUEST_ID.fullmatch(given) is not None
         request_id = given if foreign else uuid.uuid4().hex
-        scope.setdefault("state", {}).update(request_id=request_id, request_id_is_foreign=foreign)
+        scope.setdefault("state", {})["request_id"] = request_id
         started, status = time.perf_counter(), 500
 
         async def send_framed(message: Message) -> None:
@@ -107,32 +107,43 @@ def create_app(settings: Settings, job_manager: JobManagerClient, *, behind_prox
     return app
 
 
+@contextmanager
+def _translated(method: str) -> Iterator[None]:
+    """What Ray wraps or raises itself becomes our exceptions."""
+    try:
+        yield
+    except RayTaskError as error:
+        if isinstance(error.cause, ServiceError | EngineError):
+            raise error.cause from None
+        raise BackendFailedError(f"{method}: {type(error.cause).__name__}") from error
+    except (RayError, RayServeException) as error:  # dead, full, not deployed, cancelled on its way
+        raise BackendUnavailableError(f"{method}: {type(error).__name__}") from error
+
+
 class HandleClient:
-    """A JobManagerClient over the deployment's handle; what Ray wraps or raises itself becomes our exceptions."""
+    """A JobManagerClient over the deployment's handle."""
 
     def __init__(self, handle: DeploymentHandle) -> None:
         self._handle = handle
+        self._stream = handle.options(stream=True)
 
     async def _call(self, method: str, *arguments: object) -> Any:
-        try:
+        with _translated(method):
             return await getattr(self._handle, method).remote(*arguments)
-        except RayTaskError as error:
-            if isinstance(error.cause, ServiceError | EngineError):
-                raise error.cause from None
-            raise BackendFailedError(f"{method}: {type(error.cause).__name__}") from error
-        except (RayError, RayServeException) as error:  # dead, full, not deployed, cancelled on its way
-            raise BackendUnavailableError(f"{method}: {type(error).__name__}") from error
 
     async def submit(self, submission: Submission) -> JobView:
         view: JobView = await self._call("submit", submission)
         return view
 
+    async def submit_and_wait(
+        self, submission: Submission, timeout_s: float, wants_audio: bool
+    ) -> AsyncIterator[JobView | AudioFile]:
+        with _translated("submit_and_wait"):
+            async for answer in self._stream.submit_and_wait.remote(submission, timeout_s, wants_audio):
+                yield answer
+
     async def status(self, request_id: str) -> JobView:
         view: JobView = await self._call("status", request_id)
-        return view
-
-    async def wait(self, request_id: str, timeout_s: float) -> JobView:
-        view: JobView = await self._call("wait", request_id, timeout_s)
         return view
 
     async def result(self, request_id: str) -> AudioFile:

@@ -2,8 +2,7 @@
 
 import asyncio
 import logging
-import uuid
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -11,7 +10,7 @@ import anyio.to_thread
 from fastapi import Request
 
 from acestep_engine.params import AudioFormat
-from deployments.messages import ByteArray, JobEndedError, JobNotFoundError, JobView, ServiceError, Submission
+from deployments.messages import AudioFile, ByteArray, JobEndedError, JobView, ServiceError, Submission
 from serve_app.bodies import Body, read_body
 from serve_app.errors import BackendError, BackendUnavailableError, job_problem, request_id_of
 from serve_app.fields import invalid
@@ -105,25 +104,13 @@ async def read_submission(request: Request, intake: Intake) -> Submission:
         source = await _named(service, asked.ref_audio_input) if asked.ref_audio_input is not None else None
     resolved = asked.resolve(has_source=source is not None)
     return Submission(
-        request_id=await _free_id(service, request),
+        request_id=request_id_of(request),
         params=resolved.params,
         audio_format=resolved.audio_format,
         request_json=resolved.request_json,
         source=source if resolved.params.task == "audio2audio" else None,
         save_file=intake.save_file,
     )
-
-
-async def _free_id(service: Service, request: Request) -> str:
-    """The request's own id, unless it came from outside and a job has it already (a client that repeats the header)."""
-    request_id = request_id_of(request)
-    if not request.state.request_id_is_foreign:
-        return request_id
-    try:
-        await service.job_manager.status(request_id)
-    except JobNotFoundError:
-        return request_id
-    return uuid.uuid4().hex
 
 
 async def submit(request: Request, intake: Intake) -> JobView:
@@ -133,35 +120,48 @@ async def submit(request: Request, intake: Intake) -> JobView:
     return await asyncio.shield(service.spawn(service.job_manager.submit(submission)))
 
 
-async def submit_and_wait(request: Request, intake: Intake) -> JobView:
+async def submit_and_wait(request: Request, intake: Intake, *, wants_audio: bool) -> JobView | AudioFile:
     """Accept a job and wait for its end, or for `sync_wait_s`. It is cancelled if the client leaves before.
 
-    Raises HttpProblem where the job ended without music.
+    With `wants_audio`, a job that completed is answered as its AudioFile. Raises HttpProblem where the job ended
+    without music.
     """
     service = service_of(request)
     submission = await read_submission(request, intake)
-    submitting = service.spawn(service.job_manager.submit(submission))
+    answers = service.job_manager.submit_and_wait(submission, service.settings.jobs.sync_wait_s, wants_audio)
+    accepting = service.spawn(_accepted(answers))
     try:
-        view = await asyncio.shield(submitting)
-        view = await _wait(service, view)
+        accepted = await asyncio.shield(accepting)
+        last = await asyncio.shield(service.spawn(_last(accepted, answers)))
     except asyncio.CancelledError:
-        service.spawn(_abandon(service, submitting, submission.request_id))
+        service.spawn(_abandon(service, accepting))
         raise
+    view = last.view if isinstance(last, AudioFile) else last
     if view.status == "failed":
         raise job_problem(view)
+    return last
+
+
+async def _accepted(answers: AsyncIterator[JobView | AudioFile]) -> JobView:
+    view = await anext(answers)
+    assert isinstance(view, JobView)  # the first answer is no audio yet
     return view
 
 
-async def _wait(service: Service, view: JobView) -> JobView:
+async def _last(accepted: JobView, answers: AsyncIterator[JobView | AudioFile]) -> JobView | AudioFile:
+    last: JobView | AudioFile = accepted
     try:
-        return await service.job_manager.wait(view.request_id, service.settings.jobs.sync_wait_s)
+        async for answer in answers:
+            last = answer
     except BackendUnavailableError:
-        return view  # the job is accepted and kept; its client is sent to /status for the rest
+        pass  # the job is accepted and kept; its client is sent to /status for the rest
+    return last
 
 
-async def _abandon(service: Service, submitting: "asyncio.Task[JobView]", request_id: str) -> None:
+async def _abandon(service: Service, accepting: "asyncio.Task[JobView]") -> None:
+    request_id = "a job"
     try:
-        await submitting
+        request_id = (await accepting).request_id
         await service.job_manager.cancel(request_id)
         logger.info("%s the client left; its job is cancelled", request_id)
     except JobEndedError:

@@ -4,7 +4,7 @@ import asyncio
 import contextvars
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -39,11 +39,16 @@ class JobManagerClient(Protocol):
     async def submit(self, submission: Submission) -> JobView:
         """Accept a job. Raises QueueFullError, StorageError."""
 
+    def submit_and_wait(
+        self, submission: Submission, timeout_s: float, wants_audio: bool
+    ) -> AsyncIterator[JobView | AudioFile]:
+        """The job as it is accepted, then as it has ended or stands after `timeout_s`. Raises as `submit`.
+
+        With `wants_audio`, a job that completed comes as an AudioFile.
+        """
+
     async def status(self, request_id: str) -> JobView:
         """Raises JobNotFoundError."""
-
-    async def wait(self, request_id: str, timeout_s: float) -> JobView:
-        """The job at its end, or as it stands after `timeout_s`. Raises JobNotFoundError."""
 
     async def result(self, request_id: str) -> AudioFile:
         """Raises JobNotFoundError, JobNotEndedError, JobFailedError."""

@@ -27,6 +27,7 @@ class GeneratorSettings(Section):
     max_replicas: Annotated[int, Field(ge=1)] | None = None  # None: one per GPU the cluster has, one on a CPU
     use_gpu: bool | None = None  # None: a GPU each where the cluster has any, else the CPU
     cluster_autoscales: bool = False  # nodes with GPUs may join later: do not check that they exist now
+    songs_per_size: Annotated[int, Field(ge=1, le=64)] = 8  # that a replica works on at a time, of each of five sizes
     graceful_shutdown_timeout_s: Annotated[float, Field(ge=0)] = 600.0
 
 
@@ -34,7 +35,6 @@ class TextEncoderSettings(Section):
     replicas: Annotated[int, Field(ge=1)] = 1
     num_gpus: Annotated[float, Field(ge=0, le=1)] = 0.0  # a share of a GPU; 0 encodes on the CPU
     max_batch_size: Annotated[int, Field(ge=1, le=256)] = 16
-    batch_wait_timeout_s: Annotated[float, Field(ge=0, le=1)] = 0.005
     cache_entries: Annotated[int, Field(ge=0)] = 512
 
 
@@ -54,7 +54,7 @@ class Limits(Section):
 
 class JobSettings(Section):
     sync_wait_s: Annotated[float, Field(gt=0)] = 120.0  # the longest a synchronous route waits before it answers 202
-    job_timeout_s: Annotated[float, Field(gt=0)] = 600.0  # from start to end of one attempt at a song
+    job_timeout_s: Annotated[float, Field(gt=0)] = 600.0  # without a sign of life from the replica that makes a song
     result_ttl_s: Annotated[float, Field(gt=0)] = 24 * 3600.0
     row_ttl_s: Annotated[float, Field(gt=0)] = 7 * 24 * 3600.0
 
@@ -67,7 +67,7 @@ class Settings(Section):
     checkpoint_dir: Path = Path("~/.cache/ace-step/checkpoints")  # where v1-3.5b is kept
     download: bool = False  # fetch v1-3.5b from its published place when it is not there
     bf16: bool | None = None  # None: bfloat16 on a GPU, float32 on a CPU
-    torch_compile: bool = False
+    torch_compile: bool | None = None  # None: on a GPU, if a start that tries it finds it faster
     cpu_offload: bool = False
     overlapped_decode: bool = False
 

@@ -1,7 +1,8 @@
 """What the JobManager needs of a job store, whatever keeps it.
 
-Every change of a job's state is a compare-and-set: it answers False when the job was not in a state that allows it, so
-that an ended job never changes again, whoever comes late.
+Every change of a job is a compare-and-set: it answers False when the job was not in a state that allows it, so that an
+ended job never changes again, whoever comes late. A job that has not ended is pending here: that it runs is known to
+its JobManager only, and no longer true after it.
 """
 
 from collections.abc import Sequence
@@ -60,8 +61,8 @@ class Ending:
 class JobStore(Protocol):
     """Every method raises StorageError when the store cannot be read or written just now."""
 
-    async def add(self, row: JobRow) -> None:
-        """Keep a new pending job. It is durable when this returns."""
+    async def add(self, row: JobRow) -> bool:
+        """Keep a new pending job. It is durable when this returns. False if another job has its id."""
 
     async def get(self, request_id: str) -> JobRow | None:
         """The row, or None."""
@@ -70,19 +71,16 @@ class JobStore(Protocol):
         """Count an attempt of a job that has not ended: how many there are now, or None if it has ended."""
 
     async def give_back(self, request_id: str) -> bool:
-        """processing -> pending and one attempt less, for a service that stops on purpose. False if it has ended."""
-
-    async def start(self, request_id: str, at: float) -> bool:
-        """pending -> processing. False if it was not pending."""
+        """One attempt less, for a service that stops on purpose. False if it has ended."""
 
     async def claim_output(self, request_id: str, path: str) -> bool:
         """Remember which output file belongs to a job that has not ended. False if it has."""
 
-    async def finish(self, request_id: str, ending: Ending) -> bool:
-        """pending or processing -> completed or failed. False if it had ended before."""
+    async def finish(self, request_id: str, ending: Ending, started_at: float | None = None) -> bool:
+        """pending -> completed or failed; `started_at` None if it never ran. False if it had ended before."""
 
-    async def recover(self) -> list[JobRow]:
-        """Put every job that has not ended back to pending; all of them, in the order they were added."""
+    async def unfinished(self) -> list[JobRow]:
+        """All jobs that have not ended, in the order they were added."""
 
     async def counts(self) -> dict[Status, int]:
         """How many jobs are kept, by status; every status is there."""

@@ -65,10 +65,12 @@ class SqliteStore:
             raise
         return cls(connection, thread)
 
-    async def add(self, row: JobRow) -> None:
-        values = _to_columns(row)
+    async def add(self, row: JobRow) -> bool:
         marks = ", ".join("?" * len(COLUMNS))
-        await self._run(lambda db: db.execute(f"INSERT INTO jobs ({', '.join(COLUMNS)}) VALUES ({marks})", values))
+        return await self._change(
+            f"INSERT INTO jobs ({', '.join(COLUMNS)}) VALUES ({marks}) ON CONFLICT (request_id) DO NOTHING",
+            _to_columns(row),
+        )
 
     async def get(self, request_id: str) -> JobRow | None:
         def read(db: sqlite3.Connection) -> JobRow | None:
@@ -89,15 +91,7 @@ class SqliteStore:
 
     async def give_back(self, request_id: str) -> bool:
         return await self._change(
-            "UPDATE jobs SET status = 'pending', started_at = NULL, attempts = max(0, attempts - 1)"
-            " WHERE request_id = ? AND outcome IS NULL",
-            (request_id,),
-        )
-
-    async def start(self, request_id: str, at: float) -> bool:
-        return await self._change(
-            "UPDATE jobs SET status = 'processing', started_at = ? WHERE request_id = ? AND status = 'pending'",
-            (at, request_id),
+            "UPDATE jobs SET attempts = max(0, attempts - 1) WHERE request_id = ? AND outcome IS NULL", (request_id,)
         )
 
     async def claim_output(self, request_id: str, path: str) -> bool:
@@ -105,20 +99,19 @@ class SqliteStore:
             "UPDATE jobs SET output_path = ? WHERE request_id = ? AND outcome IS NULL", (path, request_id)
         )
 
-    async def finish(self, request_id: str, ending: Ending) -> bool:
+    async def finish(self, request_id: str, ending: Ending, started_at: float | None = None) -> bool:
         result = None if ending.result is None else json.dumps(dataclasses.asdict(ending.result))
+        end = (ending.status, ending.outcome, ending.at, ending.error, ending.error_code, result)
         return await self._change(
-            "UPDATE jobs SET status = ?, outcome = ?, completed_at = ?, error = ?, error_code = ?, result = ?"
-            " WHERE request_id = ? AND outcome IS NULL",
-            (ending.status, ending.outcome, ending.at, ending.error, ending.error_code, result, request_id),
+            "UPDATE jobs SET started_at = ?, status = ?, outcome = ?, completed_at = ?, error = ?, error_code = ?,"
+            " result = ? WHERE request_id = ? AND outcome IS NULL",
+            (started_at, *end, request_id),
         )
 
-    async def recover(self) -> list[JobRow]:
-        def requeue(db: sqlite3.Connection) -> list[JobRow]:
-            db.execute("UPDATE jobs SET status = 'pending', started_at = NULL WHERE status = 'processing'")
-            return [_from_columns(row) for row in db.execute(_select("outcome IS NULL ORDER BY seq"))]
-
-        return await self._run(requeue)
+    async def unfinished(self) -> list[JobRow]:
+        return await self._run(
+            lambda db: [_from_columns(row) for row in db.execute(_select("outcome IS NULL ORDER BY seq"))]
+        )
 
     async def counts(self) -> dict[Status, int]:
         def count(db: sqlite3.Connection) -> dict[Status, int]:
@@ -154,7 +147,7 @@ class SqliteStore:
         await asyncio.get_running_loop().run_in_executor(self._thread, self._connection.close)
         self._thread.shutdown(wait=False)
 
-    async def _change(self, statement: str, values: tuple[object, ...]) -> bool:
+    async def _change(self, statement: str, values: Sequence[object]) -> bool:
         return await self._run(lambda db: db.execute(statement, values).rowcount == 1)
 
     async def _changed_ids(self, statement: str, before: float) -> list[str]:

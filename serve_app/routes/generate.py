@@ -3,10 +3,10 @@
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
+from deployments.messages import AudioFile, JobView
 from serve_app.intake import Intake, submit, submit_and_wait
 from serve_app.openapi import ACCEPTED, AUDIO, GENERATED, PROBLEMS, takes
 from serve_app.responses import accepted_response, audio_response, result_json, wants_audio
-from serve_app.service import service_of
 
 router = APIRouter(tags=["Generate"])
 
@@ -22,10 +22,10 @@ def prefers_async(request: Request) -> bool:
 
 async def answer_with_audio(request: Request, intake: Intake) -> Response:
     """Make a song and answer it; 202 when it takes longer than a synchronous route waits."""
-    view = await submit_and_wait(request, intake)
-    if not view.ended:
-        return accepted_response(request, view, view.status)
-    return audio_response(request, await service_of(request).job_manager.result(view.request_id))
+    answer = await submit_and_wait(request, intake, wants_audio=True)
+    if isinstance(answer, AudioFile):
+        return audio_response(request, answer)
+    return accepted_response(request, answer, answer.status)
 
 
 @router.post(
@@ -46,7 +46,8 @@ async def generate_music(request: Request) -> Response:
         return accepted_response(request, await submit(request, KEEPS_FILE), preferred=True)
     if wants_audio(request):
         return await answer_with_audio(request, KEEPS_FILE)
-    view = await submit_and_wait(request, KEEPS_FILE)
+    view = await submit_and_wait(request, KEEPS_FILE, wants_audio=False)
+    assert isinstance(view, JobView)
     if not view.ended:
         return accepted_response(request, view, view.status)
     return JSONResponse(result_json(request, view))

@@ -21,6 +21,7 @@ from acestep_engine.params import GenerationParams, ModelSpec, Progress, Timings
 from deployments.failures import GpuMemoryError
 from deployments.job_manager import JobManager, JobManagerConfig
 from deployments.messages import (
+    AudioFile,
     JobEndedError,
     JobFailedError,
     JobView,
@@ -114,6 +115,13 @@ async def die(job: RenderJob) -> AsyncIterator[Progress | Rendered]:
     raise ActorDiedError
 
 
+def submission(request_id: str | None = None, **changes: Any) -> Submission:
+    params = GenerationParams("piano", "", 1.0, seed=3)
+    return dataclasses.replace(
+        Submission(request_id or uuid.uuid4().hex, params, "wav", {"prompt": "piano"}), **changes
+    )
+
+
 class Manager(JobManager):
     def __del__(self) -> None:  # type: ignore[override]
         """Serve awaits the finaliser of a JobManager; Python itself would not."""
@@ -130,7 +138,7 @@ class House:
             folders=Folders(root / "state", root / "outputs", "./outputs"),
             models=Models(nano, {"nano": nano}),
             build_id="b",
-            max_in_flight=1,
+            max_in_flight_per_size=1,
             queue_size=5,
             job_timeout_s=60,
             result_ttl_s=3600,
@@ -149,11 +157,7 @@ class House:
         await self.manager.stop()
 
     async def submit(self, **changes: Any) -> str:
-        params = GenerationParams("piano", "", 1.0, seed=3)
-        submission = Submission(uuid.uuid4().hex, params, "wav", {"prompt": "piano"})
-        submission = dataclasses.replace(submission, **changes)
-        await self.manager.submit(submission)
-        return submission.request_id
+        return (await self.manager.submit(submission(**changes))).request_id
 
     async def end_of(self, request_id: str) -> JobView:
         view = await self.manager.wait(request_id, 10)
@@ -240,16 +244,125 @@ async def test_jobs_start_in_the_order_they_came(house: House) -> None:
     assert house.generator.started == ids
 
 
-async def test_no_more_jobs_run_at_once_than_there_may_be_replicas(house: House) -> None:
+async def test_no_more_jobs_of_one_size_run_at_once_than_may(house: House) -> None:
     await house.close()
-    await house.open(max_in_flight=2)
+    await house.open(max_in_flight_per_size=2)
     house.generator.script = sing_for_ever
     ids = [await house.submit() for _ in range(4)]
     await house.until_running(ids[1])
     assert house.generator.started == ids[:2]
     assert [(await house.manager.status(request_id)).position for request_id in ids] == [None, None, 0, 1]
+    counts = (await house.manager.queue_status()).status_counts
+    assert counts == {"pending": 2, "processing": 2, "completed": 0, "failed": 0}
     await house.manager.cancel(ids[0])
     await house.until_running(ids[2])
+
+
+async def test_long_songs_that_fill_the_server_never_keep_a_short_one_waiting(house: House) -> None:
+    house.generator.script = sing_for_ever
+    long = GenerationParams("piano", "", 240.0, seed=3)
+    running, waiting = await house.submit(params=long), await house.submit(params=long)
+    short, behind = await house.submit(), await house.submit()
+    await house.until_running(running)
+    await house.until_running(short)
+    assert house.generator.started == [running, short]
+    assert [(await house.manager.status(request_id)).position for request_id in (waiting, behind)] == [0, 1]
+    await house.manager.cancel(running)
+    await house.until_running(waiting)
+    assert (await house.manager.status(behind)).position == 0
+
+
+async def test_a_poisonous_job_does_not_use_up_its_neighbours_attempts(house: House) -> None:
+    await house.close()
+    await house.open(max_in_flight_per_size=4)
+    poison = uuid.uuid4().hex
+    death = asyncio.Event()  # of the replica that they share
+
+    async def share_a_replica(job: RenderJob) -> AsyncIterator[Progress | Rendered]:
+        nonlocal death
+        mine = death
+        yield Progress("diffusion", 1, 2)
+        if job.request_id == poison:
+            await asyncio.sleep(0.02)  # so that its neighbours are there
+            death.set()
+            death = asyncio.Event()
+            raise ActorDiedError
+        await asyncio.wait([asyncio.ensure_future(mine.wait())], timeout=0.1)
+        if mine.is_set():
+            raise ActorDiedError
+        yield SONG
+
+    house.generator.script = share_a_replica
+    ids = [await house.submit(), await house.submit(request_id=poison), await house.submit()]
+    views = [await house.end_of(request_id) for request_id in ids]
+    assert [view.outcome for view in views] == ["completed", "failed", "completed"]
+    assert views[1].error_code == "replica_lost"
+
+
+async def test_last_attempts_run_one_at_a_time(house: House) -> None:
+    await house.close()
+    await house.open(max_in_flight_per_size=4)
+    attempts: dict[str, int] = {}
+    together: set[str] = set()
+
+    async def die_twice(job: RenderJob) -> AsyncIterator[Progress | Rendered]:
+        attempts[job.request_id] = attempts.get(job.request_id, 0) + 1
+        if attempts[job.request_id] < 3:
+            raise ActorDiedError
+        assert not together
+        together.add(job.request_id)
+        yield Progress("diffusion", 1, 2)
+        await asyncio.sleep(0.01)
+        together.clear()
+        yield SONG
+
+    house.generator.script = die_twice
+    ids = [await house.submit() for _ in range(4)]
+    assert [(await house.end_of(request_id)).outcome for request_id in ids] == ["completed"] * 4
+
+
+async def test_a_job_that_names_an_id_twice_gets_another_one(house: House) -> None:
+    house.generator.script = sing_for_ever
+    source = np.arange(3, dtype=np.uint8)
+    views = [await house.manager.submit(submission("a" * 32, source=source)) for _ in range(2)]
+    assert views[0].request_id == "a" * 32
+    assert views[1].request_id != "a" * 32
+    assert len([name for name in house.files() if name.startswith("state/sources/")]) == 2
+    house.generator.script = sing
+    for view in views:
+        await house.manager.cancel(view.request_id)
+    again = await house.manager.submit(submission("a" * 32, source=source))
+    assert again.request_id not in [view.request_id for view in views]
+    assert (await house.end_of(again.request_id)).outcome == "completed"
+
+
+async def test_two_who_name_the_same_id_at_once_get_two_jobs(house: House) -> None:
+    views = await asyncio.gather(*(house.manager.submit(submission("a" * 32)) for _ in range(3)))
+    assert len({view.request_id for view in views}) == 3
+    assert [(await house.end_of(view.request_id)).outcome for view in views] == ["completed"] * 3
+
+
+async def test_who_waits_hears_of_the_acceptance_and_then_gets_the_audio(house: House) -> None:
+    accepted, ended = [answer async for answer in house.manager.submit_and_wait(submission(), 10, wants_audio=True)]
+    assert isinstance(accepted, JobView)
+    assert isinstance(ended, AudioFile)
+    assert (accepted.status, ended.view.outcome) == ("pending", "completed")
+    assert ended.audio.tobytes() == SONG.audio.tobytes()
+    assert (await house.manager.status(accepted.request_id)).outcome == "completed"
+    assert f"state/results/{accepted.request_id}.wav" in house.files()
+
+
+async def test_who_waits_is_told_how_a_job_stands_without_its_audio(house: House) -> None:
+    async def last(timeout_s: float, *, wants_audio: bool) -> JobView:
+        *_, view = [one async for one in house.manager.submit_and_wait(submission(), timeout_s, wants_audio)]
+        assert isinstance(view, JobView)
+        return view
+
+    assert (await last(10, wants_audio=False)).outcome == "completed"
+    house.generator.script = failing(NumericalError("the model answered NaN"))
+    assert (await last(10, wants_audio=True)).outcome == "failed"
+    house.generator.script = sing_for_ever
+    assert (await last(0.05, wants_audio=True)).status in ("pending", "processing")
 
 
 async def test_a_cancelled_job_that_waited_never_runs(house: House) -> None:

@@ -9,14 +9,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from acestep_engine.params import Timings
-from deployments.messages import Rendered
+from acestep_engine.params import AudioFormat
 from deployments.results import Folders, JobFiles
 from tests.deployments.conftest import make_row
 
 AUDIO = np.frombuffer(b"RIFF and so on", dtype=np.uint8)
 LATENTS = np.ones((8, 16, 3), dtype=np.float32)
-RENDERED = Rendered(AUDIO, LATENTS, 1.0, Timings(), "nano", "cpu")
 AT = time.mktime((2026, 11, 21, 10, 30, 0, 0, 0, -1))
 
 
@@ -25,12 +23,17 @@ def files(tmp_path: Path) -> JobFiles:
     return JobFiles(Folders(tmp_path / "state", tmp_path / "outputs", "./outputs"))
 
 
+def write_result(files: JobFiles, request_id: str, audio_format: AudioFormat = "wav") -> None:
+    files.write_audio(request_id, audio_format, AUDIO)
+    files.write_latents(request_id, LATENTS)
+
+
 def all_files(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
 def test_a_result_is_read_back_with_its_latents_beside_it(files: JobFiles, tmp_path: Path) -> None:
-    files.write_result("a", "wav", RENDERED)
+    write_result(files, "a")
     assert files.read_result("a", "wav").tobytes() == AUDIO.tobytes()
     assert np.array_equal(load_file(tmp_path / "state/latents/a.safetensors")["latents"], LATENTS)
 
@@ -64,7 +67,7 @@ def test_a_saved_song_never_overwrites_another(files: JobFiles, tmp_path: Path) 
 def test_nothing_is_left_of_a_job_that_did_not_complete(files: JobFiles, tmp_path: Path) -> None:
     name = files.claim_output("wav", AT)
     files.write_source("a", AUDIO)
-    files.write_result("a", "flac", RENDERED)
+    write_result(files, "a", "flac")
     files.write_output(name, AUDIO, {})
     files.discard(make_row("a", output_path=name))
     assert all_files(tmp_path) == []
@@ -72,7 +75,7 @@ def test_nothing_is_left_of_a_job_that_did_not_complete(files: JobFiles, tmp_pat
 
 def test_old_results_are_removed_and_new_ones_stay(files: JobFiles, tmp_path: Path) -> None:
     for request_id in ("old", "new"):
-        files.write_result(request_id, "wav", RENDERED)
+        write_result(files, request_id)
     for path in tmp_path.rglob("old.*"):
         os.utime(path, (1_000, 1_000))
     files.remove_results(written_before=2_000)
@@ -96,11 +99,13 @@ def test_half_written_files_of_a_dead_process_are_removed_at_start(tmp_path: Pat
     assert all_files(tmp_path) == []
 
 
-def test_a_write_that_fails_leaves_nothing_behind(files: JobFiles, tmp_path: Path) -> None:
-    class FullDisk(np.ndarray):
-        def tofile(self, *args: object, **kwargs: object) -> None:
-            raise OSError(28, "No space left on device")
+def test_a_write_that_fails_leaves_nothing_behind(
+    files: JobFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
 
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="No space"):
-        files.write_source("a", AUDIO.view(FullDisk))
+        files.write_source("a", AUDIO)
     assert all_files(tmp_path) == []

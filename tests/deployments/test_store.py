@@ -27,22 +27,23 @@ async def test_a_job_outlives_the_store_that_took_it(open_store: OpenStore) -> N
     assert await (await open_store()).get("a") == row
 
 
-async def test_a_job_starts_once(store: JobStore) -> None:
-    await store.add(make_row("a"))
-    assert await store.start("a", 1_500.0)
-    assert not await store.start("a", 1_600.0)
-    row = await store.get("a")
-    assert row is not None
-    assert (row.status, row.started_at) == ("processing", 1_500.0)
+async def test_an_id_is_taken_once_even_by_a_job_that_has_ended(store: JobStore) -> None:
+    first = make_row("a")
+    assert await store.add(first)
+    assert not await store.add(make_row("a", audio_format="mp3"))
+    assert await store.get("a") == first
+    await store.finish("a", COMPLETED)
+    assert not await store.add(make_row("a"))
+    assert await store.add(make_row("b"))
 
 
-async def test_a_completed_job_keeps_its_result(store: JobStore) -> None:
+async def test_a_completed_job_keeps_its_result_and_when_it_ran(store: JobStore) -> None:
     await store.add(make_row("a"))
-    await store.start("a", 1_500.0)
-    assert await store.finish("a", COMPLETED)
+    assert await store.finish("a", COMPLETED, started_at=1_500.0)
     row = await store.get("a")
     assert row is not None
-    assert (row.status, row.outcome, row.completed_at, row.result) == ("completed", "completed", 2_000.0, RESULT)
+    assert (row.status, row.outcome, row.result) == ("completed", "completed", RESULT)
+    assert (row.started_at, row.completed_at) == (1_500.0, 2_000.0)
 
 
 async def test_an_ended_job_never_changes_again(store: JobStore) -> None:
@@ -51,7 +52,6 @@ async def test_an_ended_job_never_changes_again(store: JobStore) -> None:
     ended = await store.get("a")
     assert ended is not None
     assert (ended.status, ended.outcome, ended.error) == ("failed", "cancelled", "Cancelled by user")
-    assert not await store.start("a", 2_200.0)
     assert not await store.finish("a", COMPLETED)
     assert not await store.claim_output("a", "output_1_0.wav")
     assert await store.begin_attempt("a") is None
@@ -76,23 +76,22 @@ async def test_attempts_are_counted_across_restarts(open_store: OpenStore) -> No
 async def test_an_attempt_that_was_given_back_does_not_count(store: JobStore) -> None:
     await store.add(make_row("a"))
     await store.begin_attempt("a")
-    await store.start("a", 1_500.0)
     assert await store.give_back("a")
     assert await store.get("a") == make_row("a")
 
 
-async def test_jobs_that_have_not_ended_wait_again_in_their_order(open_store: OpenStore) -> None:
+async def test_jobs_that_have_not_ended_are_found_again_in_their_order(open_store: OpenStore) -> None:
     store = await open_store()
     for request_id in ("d", "a", "c", "b"):
         await store.add(make_row(request_id))
-    await store.start("d", 1_500.0)
+    await store.begin_attempt("d")
     await store.claim_output("d", "output_1_0.wav")
     await store.finish("a", COMPLETED)
-    rows = await (await open_store()).recover()
-    assert [(row.request_id, row.status, row.started_at) for row in rows] == [
-        ("d", "pending", None),
-        ("c", "pending", None),
-        ("b", "pending", None),
+    rows = await (await open_store()).unfinished()
+    assert [(row.request_id, row.status, row.attempts) for row in rows] == [
+        ("d", "pending", 1),
+        ("c", "pending", 0),
+        ("b", "pending", 0),
     ]
     assert rows[0].output_path == "output_1_0.wav"
 
@@ -101,9 +100,8 @@ async def test_counts_name_every_status(store: JobStore) -> None:
     assert await store.counts() == {"pending": 0, "processing": 0, "completed": 0, "failed": 0}
     for request_id in "abc":
         await store.add(make_row(request_id))
-    await store.start("a", 1_500.0)
     await store.finish("b", COMPLETED)
-    assert await store.counts() == {"pending": 1, "processing": 1, "completed": 1, "failed": 0}
+    assert await store.counts() == {"pending": 2, "processing": 0, "completed": 1, "failed": 0}
 
 
 async def test_only_old_results_expire_and_their_jobs_stay_completed(store: JobStore) -> None:
@@ -142,4 +140,4 @@ async def test_jobs_added_together_keep_their_order(open_store: OpenStore) -> No
     store = await open_store()
     ids = [f"{i:03}" for i in range(100)]
     await asyncio.gather(*(store.add(make_row(request_id)) for request_id in ids))
-    assert [row.request_id for row in await store.recover()] == ids
+    assert [row.request_id for row in await store.unfinished()] == ids

@@ -80,10 +80,10 @@ async def test_a_locked_file_fails_the_call_and_leaves_the_event_loop_free(
 
 async def test_one_wrong_change_does_not_fail_those_beside_it(tmp_path: Path) -> None:
     store = await SqliteStore.open(tmp_path / "jobs.sqlite3")
-    await store.add(make_row("a"))
-    answers = await asyncio.gather(*(store.add(make_row(name)) for name in "bac"), return_exceptions=True)
-    assert [type(answer) for answer in answers] == [type(None), StorageError, type(None)]
-    assert [row.request_id for row in await store.recover()] == ["a", "b", "c"]
+    rows = [make_row("a"), make_row("b", audio_format=None), make_row("c")]
+    answers = await asyncio.gather(*(store.add(row) for row in rows), return_exceptions=True)
+    assert [type(answer) for answer in answers] == [bool, StorageError, bool]
+    assert [row.request_id for row in await store.unfinished()] == ["a", "c"]
     await store.close()
 
 

@@ -16,6 +16,7 @@ from deployments.messages import JOB_MANAGER, JobView, ServiceStatus, Submission
 
 SONG = GenerationParams("piano", "", 2.0, seed=7, steps=4, guidance_scale=1.0)
 LONG_SONG = GenerationParams("piano", "", 240.0, seed=7, steps=200)
+SLOW_SONG = GenerationParams("piano", "", 12.0, seed=7, steps=200)  # of SONG's size, so that SONG waits for it
 TIMEOUT_S = 120.0
 
 T = TypeVar("T")
@@ -133,6 +134,7 @@ def graph(ray_cluster: None, other_checkpoint: Path, tmp_path_factory: pytest.Te
             "state_dir": root / "state",
             "output_dir": root / "outputs",
             "limits": {"queue_size": 3},
+            "generator": {"songs_per_size": 1},
         }
     )
     name = f"graph-{uuid.uuid4().hex[:6]}"

@@ -17,7 +17,7 @@ from deployments.messages import (
     ModelUnavailableError,
     QueueFullError,
 )
-from tests.e2e.conftest import LONG_SONG, SONG, Graph
+from tests.e2e.conftest import LONG_SONG, SLOW_SONG, SONG, Graph
 
 pytestmark = pytest.mark.cluster
 
@@ -71,7 +71,7 @@ def test_an_unknown_job_is_not_found(graph: Graph) -> None:
 
 
 def test_a_running_job_is_cancelled_at_once_and_the_next_one_runs(graph: Graph) -> None:
-    running, waiting, never = graph.submit(LONG_SONG), graph.submit(), graph.submit(LONG_SONG)
+    running, waiting, never = graph.submit(SLOW_SONG), graph.submit(), graph.submit(SLOW_SONG)
     graph.until_running(running)
     assert graph.call("status", waiting).position == 0
     assert graph.call("status", never).position == 1
@@ -93,8 +93,36 @@ def test_a_running_job_is_cancelled_at_once_and_the_next_one_runs(graph: Graph) 
         graph.call("cancel", waiting)
 
 
+def test_a_short_song_passes_a_long_one_that_is_running(graph: Graph) -> None:
+    alone = graph.submit()
+    graph.end_of(alone)
+    long = graph.submit(LONG_SONG)
+    graph.until_running(long)
+    short = graph.submit()
+    assert graph.end_of(short).outcome == "completed"
+    assert graph.call("status", long).status == "processing"
+    assert graph.audio_of(short) == graph.audio_of(alone)
+    graph.call("cancel", long)
+
+
+def test_songs_of_several_sizes_share_a_replica_and_are_the_same_as_alone(graph: Graph) -> None:
+    songs = [
+        dataclasses.replace(SONG, duration_s=duration_s, steps=12, guidance_scale=15.0) for duration_s in (4.0, 18.0)
+    ]
+    alone = []
+    for song in songs:
+        alone.append(graph.submit(song))
+        graph.end_of(alone[-1])
+    together = [graph.submit(song) for song in songs]
+    for one, other in zip(alone, together, strict=True):
+        assert graph.end_of(other).outcome == "completed"
+        expected, _ = soundfile.read(io.BytesIO(graph.audio_of(one)))
+        found, _ = soundfile.read(io.BytesIO(graph.audio_of(other)))
+        np.testing.assert_allclose(found, expected, atol=2e-3)
+
+
 def test_a_full_queue_takes_no_more(graph: Graph) -> None:
-    running = graph.submit(LONG_SONG)
+    running = graph.submit(SLOW_SONG)
     graph.until_running(running)
     waiting = [graph.submit() for _ in range(3)]
     with pytest.raises(QueueFullError) as refused:

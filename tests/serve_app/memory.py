@@ -3,6 +3,8 @@
 import asyncio
 import io
 import time
+import uuid
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import numpy as np
@@ -102,7 +104,8 @@ class MemoryJobs:
         waiting = sum(view.status == "pending" for view in self.views.values())
         if waiting >= self.queue_limit:
             raise QueueFullError(waiting, self.queue_limit, 3.2)
-        assert submission.request_id not in self.views
+        if submission.request_id in self.views:
+            submission = replace(submission, request_id=uuid.uuid4().hex)
         self.submissions[submission.request_id] = submission
         view = JobView(
             submission.request_id,
@@ -120,10 +123,19 @@ class MemoryJobs:
         task.add_done_callback(self._work.discard)
         return view
 
+    async def submit_and_wait(
+        self, submission: Submission, timeout_s: float, wants_audio: bool
+    ) -> AsyncIterator[JobView | AudioFile]:
+        accepted = await self.submit(submission)
+        yield accepted
+        view = await self.wait(accepted.request_id, timeout_s)
+        yield AudioFile(view, self.audio[view.request_id]) if wants_audio and view.outcome == "completed" else view
+
     async def status(self, request_id: str) -> JobView:
         return self._check(request_id)
 
     async def wait(self, request_id: str, timeout_s: float) -> JobView:
+        """The job at its end, or as it stands after `timeout_s`."""
         self._check(request_id)
         if not self.waits:
             raise BackendUnavailableError("gone")

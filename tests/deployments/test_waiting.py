@@ -1,0 +1,76 @@
+"""Who waits, and who may run next."""
+
+import pytest
+
+from deployments.waiting import WaitingJobs, size_of
+
+
+def started(waiting: WaitingJobs) -> list[str]:
+    """All that may start now."""
+    names = []
+    while (name := waiting.start_next()) is not None:
+        names.append(name)
+    return names
+
+
+@pytest.mark.parametrize(
+    ("duration_s", "size_s"), [(1, 15), (15, 15), (15.01, 30), (30, 30), (60, 60), (61, 120), (240, 240), (300, 480)]
+)
+def test_a_size_is_the_power_of_two_that_covers_a_song(duration_s: float, size_s: float) -> None:
+    assert size_of(duration_s) == size_s
+
+
+def test_songs_of_one_size_start_in_order_as_many_as_may() -> None:
+    waiting = WaitingJobs(2)
+    for name in "abcd":
+        waiting.add(name, 10.0)
+    assert started(waiting) == ["a", "b"]
+    assert len(waiting) == 2
+    waiting.end(10.0)
+    assert started(waiting) == ["c"]
+
+
+def test_long_songs_that_fill_the_server_do_not_hold_up_a_short_one() -> None:
+    waiting = WaitingJobs(1)
+    for name, duration_s in (("long", 240.0), ("longer", 240.0), ("short", 10.0)):
+        waiting.add(name, duration_s)
+    assert started(waiting) == ["long", "short"]
+
+
+def test_short_songs_that_fill_the_server_do_not_hold_up_a_long_one() -> None:
+    waiting = WaitingJobs(1)
+    for name, duration_s in (("short", 10.0), ("another", 9.0), ("long", 240.0)):
+        waiting.add(name, duration_s)
+    assert started(waiting) == ["short", "long"]
+
+
+def test_a_place_is_free_again_for_the_size_that_left_it_only() -> None:
+    waiting = WaitingJobs(1)
+    for name, duration_s in (("long", 240.0), ("short", 10.0), ("longer", 239.0), ("shorter", 9.0)):
+        waiting.add(name, duration_s)
+    assert started(waiting) == ["long", "short"]
+    waiting.end(9.5)
+    assert started(waiting) == ["shorter"]
+    waiting.end(240.0)
+    assert started(waiting) == ["longer"]
+
+
+def test_a_job_that_waits_no_more_never_starts() -> None:
+    waiting = WaitingJobs(1)
+    for name in "abc":
+        waiting.add(name, 10.0)
+    assert waiting.start_next() == "a"
+    waiting.discard("a")  # it runs: nothing happens
+    waiting.discard("b")
+    waiting.end(10.0)
+    assert started(waiting) == ["c"]
+
+
+def test_a_position_counts_those_that_came_before_and_still_wait() -> None:
+    waiting = WaitingJobs(1)
+    for name, duration_s in (("a", 10.0), ("b", 10.0), ("c", 240.0), ("d", 240.0)):
+        waiting.add(name, duration_s)
+    assert [waiting.position(name) for name in "abcd"] == [0, 1, 2, 3]
+    assert started(waiting) == ["a", "c"]
+    assert [waiting.position(name) for name in "bd"] == [0, 1]
+    assert waiting.position("a") == 0
