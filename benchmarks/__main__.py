@@ -9,6 +9,7 @@ import platform
 import torch
 
 from acestep_engine.checkpoint import NANO_PATH
+from acestep_engine.devices import keep_freed_memory
 from acestep_engine.params import ModelSpec
 from benchmarks import engine, service
 from deployments.cpus import available_cpus
@@ -20,7 +21,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="measurements of each figure (5)")
     parser.add_argument("--only", choices=["engine", "service"], help="one of the two parts")
     args = parser.parse_args()
-    torch.set_num_threads(available_cpus())
+    torch.set_num_threads(available_cpus())  # as a Generator does, and the next
+    keep_freed_memory()
     spec = ModelSpec("bench", args.checkpoint)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     print(f"{platform.machine()}, {available_cpus()} CPUs, {device}, torch {torch.__version__}, {args.checkpoint}\n")

@@ -1,6 +1,7 @@
 """The whole application in its own processes: what HTTP and Ray add, songs of several callers, /health meanwhile."""
 
 import concurrent.futures
+import itertools
 import os
 import signal
 import socket
@@ -12,24 +13,30 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
 
 import httpx
 
-from acestep_engine.params import GenerationParams, ModelSpec
+from acestep_engine.audio import encode_audio
+from acestep_engine.engine import Failed, Finished
+from acestep_engine.params import OUTPUT_SAMPLE_RATE_HZ, GenerationParams, ModelSpec
 from benchmarks.engine import BASE, InProcess
-from benchmarks.tables import print_table
+from benchmarks.tables import percentile, print_table
 
 SHORT = replace(BASE, duration_s=5.0, steps=10)
+CALLED = replace(BASE, duration_s=10.0, steps=27)
+CALLERS = (1, 2, 4, 8, 16)
+LONG_SONGS = 4
 START_TIMEOUT_S = 180.0
 
 
 def print_tables(spec: ModelSpec, repeats: int) -> None:
     with running_server(spec) as url, httpx.Client(base_url=url, timeout=600.0) as client:
         _print_overhead(client, spec, repeats)
-        _print_callers(client, repeats)
+        _print_callers(client, spec, repeats)
+        _print_short_among_long(client, repeats)
+        _print_cancel(client, repeats)
         _print_health(client, repeats)
 
 
@@ -53,17 +60,77 @@ def _print_overhead(client: httpx.Client, spec: ModelSpec, repeats: int) -> None
     print_table(title, columns, [(*medians, medians[1] / medians[0])])
 
 
-def _print_callers(client: httpx.Client, repeats: int) -> None:
-    rows = []
-    for callers in (1, 2, 4):
+def _print_callers(client: httpx.Client, spec: ModelSpec, repeats: int) -> None:
+    """Callers that ask for the next song as soon as they have one, over HTTP and of the engine in this process."""
+    maker, rows = InProcess(spec), []
+    for callers in CALLERS:
         songs = callers * repeats
-        with concurrent.futures.ThreadPoolExecutor(callers) as pool:
-            started = time.perf_counter()
-            taken = [taken_s for taken_s, _ in pool.map(partial(_post_seed, client), range(songs))]
-            elapsed = time.perf_counter() - started
-        rows.append((callers, songs, songs * SHORT.duration_s / elapsed, median(taken), max(taken)))
-    columns = ("callers", "songs", "audio s per s", "p50 s", "max s")
-    print_table(f"Songs of {SHORT.duration_s:g} s in {SHORT.steps} steps, several callers", columns, rows)
+        _one_song_each(client, callers, callers)
+        taken, there_s = _one_song_each(client, callers, songs)
+        here_s = _in_process(maker, callers, songs)
+        audio_s = songs * CALLED.duration_s
+        percentiles = (median(taken), percentile(taken, 95), percentile(taken, 99))
+        rows.append((callers, songs, audio_s / there_s, *percentiles, audio_s / here_s, here_s / there_s))
+    columns = ("callers", "songs", "audio s per s", "p50 s", "p95 s", "p99 s", "in process audio s per s", "ratio")
+    print_table(f"Songs of {CALLED.duration_s:g} s in {CALLED.steps} steps, several callers", columns, rows)
+
+
+def _one_song_each(client: httpx.Client, callers: int, songs: int) -> tuple[list[float], float]:
+    """Seconds of each song, and of all."""
+    with concurrent.futures.ThreadPoolExecutor(callers) as pool:
+        started = time.perf_counter()
+        taken = [
+            taken_s for taken_s, _ in pool.map(lambda seed: _post(client, replace(CALLED, seed=seed)), range(songs))
+        ]
+        return taken, time.perf_counter() - started
+
+
+def _in_process(maker: InProcess, callers: int, songs: int) -> float:
+    """Seconds of the same songs without a service, as many at a time; WAV files are written in the same thread."""
+    left = iter(range(songs))
+    started = time.perf_counter()
+    for seed in itertools.islice(left, callers):
+        maker.add(str(seed), replace(CALLED, seed=seed))
+    while maker.engine.busy:
+        for event in maker.engine.step():
+            if isinstance(event, Failed):
+                raise event.error
+            if isinstance(event, Finished):
+                encode_audio(event.song.audio, OUTPUT_SAMPLE_RATE_HZ, "wav", {})
+                for seed in itertools.islice(left, 1):
+                    maker.add(str(seed), replace(CALLED, seed=seed))
+    return time.perf_counter() - started
+
+
+def _print_short_among_long(client: httpx.Client, repeats: int) -> None:
+    """A song of 10 s alone, and while 240 s songs fill the server."""
+    short = replace(CALLED, duration_s=10.0)
+    songs = 4 * repeats
+    alone = [_post(client, replace(short, seed=seed))[0] for seed in range(songs + 1)][1:]
+    long = [_post_async(client, replace(short, duration_s=240.0, steps=60, seed=seed)) for seed in range(LONG_SONGS)]
+    time.sleep(2.0)  # until they run
+    among = [_post(client, replace(short, seed=seed))[0] for seed in range(songs)]
+    for request_id in long:
+        client.delete(f"/request/{request_id}")
+    rows = [
+        (name, len(taken), median(taken), percentile(taken, 95), percentile(taken, 95) / median(alone))
+        for name, taken in (("alone", alone), (f"among {LONG_SONGS} of 240 s in 60 steps", among))
+    ]
+    columns = ("a song of 10 s in 27 steps", "songs", "p50 s", "p95 s", "p95 / p50 alone")
+    print_table("Short songs among long ones, over HTTP", columns, rows)
+
+
+def _print_cancel(client: httpx.Client, repeats: int) -> None:
+    """From DELETE to its answer, for a song of 240 s that runs; the engine forgets it before its next step."""
+    taken = []
+    for seed in range(repeats):
+        request_id = _post_async(client, replace(CALLED, duration_s=240.0, seed=seed))
+        while client.get(f"/status/{request_id}").json()["status"] != "processing":
+            time.sleep(0.05)
+        started = time.perf_counter()
+        client.delete(f"/request/{request_id}").raise_for_status()
+        taken.append((time.perf_counter() - started) * 1e3)
+    print_table("Cancelling a running song", ("songs", "p50 ms", "max ms"), [(repeats, median(taken), max(taken))])
 
 
 def _print_health(client: httpx.Client, repeats: int) -> None:
@@ -88,22 +155,27 @@ def _print_health(client: httpx.Client, repeats: int) -> None:
     print_table("/health while songs are made", ("requests", "p50 ms", "p99 ms", "max ms"), [row])
 
 
-def _post_seed(client: httpx.Client, seed: int) -> tuple[float, str]:
-    return _post(client, replace(SHORT, seed=seed))
+def _post_async(client: httpx.Client, params: GenerationParams) -> str:
+    """The id of a job that was queued."""
+    request_id: str = client.post("/generate_music_async", json=_body(params)).raise_for_status().json()["request_id"]
+    return request_id
 
 
 def _post(client: httpx.Client, params: GenerationParams) -> tuple[float, str]:
     """Seconds from the request to the last byte of its WAV file, and the job's id."""
-    body = {
+    started = time.perf_counter()
+    response = client.post("/generate_music_direct", json=_body(params)).raise_for_status()
+    return time.perf_counter() - started, response.headers["X-Request-ID"]
+
+
+def _body(params: GenerationParams) -> dict[str, object]:
+    return {
         "prompt": params.prompt,
         "lyrics": params.lyrics,
         "audio_duration": params.duration_s,
         "infer_step": params.steps,
         "manual_seeds": params.seed,
     }
-    started = time.perf_counter()
-    response = client.post("/generate_music_direct", json=body).raise_for_status()
-    return time.perf_counter() - started, response.headers["X-Request-ID"]
 
 
 @contextmanager

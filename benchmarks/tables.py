@@ -1,5 +1,6 @@
 """Plain text tables."""
 
+import math
 from collections.abc import Sequence
 
 
@@ -17,3 +18,9 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
 
 def _show(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """Of few values the nearest one above: the 95th percent of 20 values is the second largest."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, math.ceil(percent / 100 * len(ordered)) - 1)]

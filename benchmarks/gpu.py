@@ -1,0 +1,200 @@
+"""The full-size model with random weights on one GPU, in percent of what its arithmetic would take at the GPU's peak.
+
+    python -m benchmarks.gpu [--manifest FILE] [--compile] [--device cpu]
+
+The peak is measured in the same run, as the rate of a large matrix product. `--manifest tests/golden/manifest-tiny.json
+--device cpu` tries the script where there is no GPU.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+from acestep_engine.batch import Share
+from acestep_engine.conditioning import Conditioning
+from acestep_engine.decode import decode_latents
+from acestep_engine.devices import describe_device, pick_device, pick_dtype, synchronize
+from acestep_engine.engine import Engine, Failed, Finished
+from acestep_engine.model.autoencoder import MusicAutoencoder, build_dcae, build_vocoder
+from acestep_engine.model.mel import LogMel, MelConfig
+from acestep_engine.model.transformer import Transformer, TransformerConfig
+from acestep_engine.params import GenerationParams, ModelSpec, latent_frames
+from acestep_engine.tasks import Query
+from benchmarks.tables import print_table
+
+MANIFEST = Path(__file__).parent.parent / "tests" / "golden" / "manifest-v1-3.5b.json"
+PROMPT_TOKENS, LYRIC_TOKENS = 64, 300  # with the speaker 365 tokens of context
+DURATIONS_S = (30.0, 60.0, 240.0)
+ROWS = (1, 2, 4, 8)
+CALLERS = (1, 4, 16, 64)
+MIX = ((10.0, 27), (30.0, 60), (60.0, 27), (60.0, 60))  # seconds, steps of the callers' songs, in turn
+SONG = GenerationParams("", "", 60.0, seed=1, steps=60)
+REPEATS = 5
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
+    parser.add_argument("--manifest", type=Path, default=MANIFEST, help="sizes of the model (those of v1-3.5b)")
+    parser.add_argument("--compile", action="store_true", help="compile the blocks")
+    parser.add_argument("--device", help="cuda or cpu (the GPU if there is one)")
+    args = parser.parse_args()
+    device = pick_device(args.device)
+    engine = random_engine(json.loads(args.manifest.read_text()), device, compiled=args.compile)
+    peak = _measured_peak(device, engine.dtype)
+    print(f"{describe_device(device)}, torch {torch.__version__}, {engine.dtype}, compiled: {args.compile}")
+    print(f"{peak / 1e12:.1f} TFLOP/s in a large matrix product; {engine.calibration}\n")
+    with torch.inference_mode():
+        _print_forwards(engine, peak)
+    _print_song(engine, peak)
+    _print_decoding(engine)
+    _print_traffic(engine, peak)
+
+
+def random_engine(manifest: dict[str, dict[str, Any]], device: torch.device, *, compiled: bool) -> Engine:
+    """An engine of the manifest's sizes, all weights random, made on the device."""
+    spec = ModelSpec("random", "", torch_compile=compiled)
+    dtype = pick_dtype(spec.precision, device)
+    with torch.device("meta"):
+        transformer = Transformer(TransformerConfig.from_json(manifest["ace_step_transformer"]["config"]))
+    dcae = build_dcae(manifest["music_dcae_f8c8"]["config"])
+    vocoder = build_vocoder(manifest["music_vocoder"]["config"])
+    generator = torch.Generator(device=device).manual_seed(0)
+    for module in (transformer, dcae, vocoder):
+        module.to_empty(device=device).to(dtype).eval().requires_grad_(False)
+        for parameter in module.parameters():
+            fan_in = max(1, parameter.numel() // max(1, len(parameter))) if parameter.dim() > 1 else 2500
+            parameter.normal_(std=fan_in**-0.5, generator=generator)
+    transformer.fold()
+    mel = LogMel(MelConfig.from_dict(manifest["music_vocoder"]["config"]))
+    return Engine(spec, transformer, MusicAutoencoder(dcae, vocoder, mel, device, dtype), device)
+
+
+def forward_flop(config: TransformerConfig, tokens: int, context: int) -> float:
+    """Arithmetic of one forward of one row with keys and values of its context kept: two per multiplication."""
+    dim, inner = config.dim, config.num_attention_heads * config.attention_head_dim
+    hidden = int(dim * config.mlp_ratio)
+    attention = 4 * dim * inner + 2 * inner * config.attention_head_dim
+    cross_attention = 2 * dim * inner + 2 * context * inner
+    feed_forward = 3 * dim * hidden + 6 * hidden
+    return 2.0 * tokens * config.num_layers * (attention + cross_attention + feed_forward)
+
+
+def _print_forwards(engine: Engine, peak: float) -> None:
+    rows = []
+    for duration_s in DURATIONS_S:
+        frames = latent_frames(duration_s)
+        latents = torch.randn(8, 16, frames, device=engine.device, dtype=engine.dtype)
+        context = engine.contexts.build(replace(SONG, guidance_scale=1.0), _conditioning(engine))
+        floor_s = forward_flop(engine.transformer.config, frames, 1 + PROMPT_TOKENS + LYRIC_TOKENS) / peak
+        for count in ROWS:
+            shares = [Share((Query(latents, 500.0, 0),), context)] * count
+            taken = _seconds(partial(engine.batch.forward, shares), engine.device)
+            rows.append((f"{duration_s:g} s", count, taken * 1e3, count * floor_s * 1e3, 100 * count * floor_s / taken))
+    print_table("One forward", ("audio", "rows", "ms", "floor ms", "percent of the floor"), rows)
+
+
+def _print_song(engine: Engine, peak: float) -> None:
+    rows = []
+    for steps in (27, 60):
+        params = replace(SONG, steps=steps)
+        engine.generate(params, _conditioning(engine))
+        songs = [engine.generate(params, _conditioning(engine)) for _ in range(REPEATS)]
+        denoising = median(song.timings.diffusion_s for song in songs)
+        decoding = median(song.timings.decode_s for song in songs)
+        floor_s = _song_floor_s(engine, params, peak)
+        total = denoising + decoding
+        rows.append((steps, denoising, decoding, total, 60 / total, floor_s, 100 * floor_s / total))
+    columns = ("steps", "denoising s", "decoding s", "song s", "times real time", "floor s", "percent of the floor")
+    print_table("One song of 60 s, alone; the floor leaves decoding out", columns, rows)
+
+
+def _print_decoding(engine: Engine) -> None:
+    rows = []
+    for duration_s in DURATIONS_S:
+        latents = torch.randn(8, 16, latent_frames(duration_s), device=engine.device)
+        taken = _seconds(partial(decode_latents, engine.autoencoder, latents), engine.device)
+        rows.append((f"{duration_s:g} s", taken, duration_s / taken))
+    print_table("Decoding", ("audio", "s", "audio s per s"), rows)
+
+
+def _print_traffic(engine: Engine, peak: float) -> None:
+    """Callers that ask for the next song as soon as they have one, each four songs of the mix."""
+    rows = []
+    for callers in CALLERS:
+        requests = [
+            [replace(SONG, duration_s=duration_s, steps=steps, seed=caller) for duration_s, steps in _turned(caller)]
+            for caller in range(callers)
+        ]
+        everything = [params for of_one in requests for params in of_one]
+        started = time.perf_counter()
+        _serve(engine, requests)
+        elapsed = time.perf_counter() - started
+        audio_s = sum(params.duration_s for params in everything)
+        floor_s = sum(_song_floor_s(engine, params, peak) for params in everything)
+        rows.append((callers, len(everything), elapsed, audio_s / elapsed, 100 * floor_s / elapsed))
+    columns = ("callers", "songs", "s", "audio s per s", "percent of the floor")
+    print_table("Mixed traffic; the floor leaves decoding out", columns, rows)
+
+
+def _turned(caller: int) -> Sequence[tuple[float, int]]:
+    turn = caller % len(MIX)
+    return MIX[turn:] + MIX[:turn]
+
+
+def _serve(engine: Engine, requests: Sequence[Sequence[GenerationParams]]) -> None:
+    waiting = [list(of_one) for of_one in requests]
+    for caller, of_one in enumerate(waiting):
+        engine.add(str(caller), of_one.pop(0), _conditioning(engine))
+    while engine.busy:
+        for event in engine.step():
+            if isinstance(event, Failed):
+                raise event.error
+            of_caller = waiting[int(event.request_id)]
+            if isinstance(event, Finished) and of_caller:
+                engine.add(event.request_id, of_caller.pop(0), _conditioning(engine))
+
+
+def _song_floor_s(engine: Engine, params: GenerationParams, peak: float) -> float:
+    """Seconds that the arithmetic of denoising takes at the peak: one row a step, two where it is guided."""
+    rows = params.steps + int(params.steps * 0.75) - int(params.steps * 0.25)
+    frames = latent_frames(params.duration_s)
+    return rows * forward_flop(engine.transformer.config, frames, 1 + PROMPT_TOKENS + LYRIC_TOKENS) / peak
+
+
+def _conditioning(engine: Engine) -> Conditioning:
+    """Anything of the usual size; the same each time, so that it is encoded once."""
+    config, random = engine.transformer.config, np.random.default_rng(0)
+    text = random.standard_normal((PROMPT_TOKENS, config.text_embedding_dim)).astype(np.float32)
+    ids = random.integers(1, config.lyric_encoder_vocab_size, LYRIC_TOKENS)
+    return Conditioning(text, None, ids, np.ones_like(ids))
+
+
+def _measured_peak(device: torch.device, dtype: torch.dtype) -> float:
+    size = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    return 2.0 * size**3 / _seconds(lambda: a @ b, device)
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    """The median of some runs, after two that warm up."""
+    taken = []
+    for _ in range(REPEATS + 2):
+        synchronize(device)
+        started = time.perf_counter()
+        work()
+        synchronize(device)
+        taken.append(time.perf_counter() - started)
+    return median(taken[2:])
+
+
+if __name__ == "__main__":
+    main()
