@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -12,15 +12,17 @@ from acestep_engine.decode import decode_latents
 from acestep_engine.devices import synchronize
 from acestep_engine.model.autoencoder import MusicAutoencoder
 from acestep_engine.params import latent_frames
-from acestep_engine.tasks import LATENT_CHANNELS, LATENT_HEIGHT, Query
+from acestep_engine.tasks import ERG_QUERY_SCALE, LATENT_CHANNELS, LATENT_HEIGHT, Query
 
 ROW_FRAMES = latent_frames(10.0)  # of a short song
 CONTEXT_TOKENS = 365  # speaker, a long prompt, lyrics of a usual song
 DECODED_FRAMES = 32
 MAX_ROWS = 256
 COMPILE_TRIALS = (2, 16)  # rows
-SLOW_FORWARD_S = 0.5  # nobody wants to wait longer for one forward, so nothing larger is tried
-WORTHWHILE_GAIN = 1.1  # twice the tokens must raise the throughput by this factor
+LONGEST_FORWARD_S = 0.2  # whoever joins waits for the one that runs
+# By how much twice the tokens must raise the throughput. A CPU's falls where its caches end; below that it is the
+# overhead of many small forwards that counts.
+WORTHWHILE_GAIN = {"cuda": 1.02, "cpu": 0.8}
 MEMORY_SHARE = 0.6  # of what is free: the rest is for decoding, contexts and fragmentation
 
 
@@ -34,17 +36,18 @@ class Calibration:
 
 @torch.inference_mode()
 def measure_forwards(batch: Batch, device: torch.device) -> tuple[int, float]:
-    """How many tokens saturate the device, and the seconds that each then takes.
+    """How many tokens may share a forward, and the seconds that each then takes.
 
-    Forwards of more and more rows, until more do not raise the throughput, take too long, or would not fit the memory.
+    Forwards of more and more rows, until more do not pay, take too long, or would not fit the memory.
     Kernels are chosen and compiled on the way.
     """
+    warm_up(batch, device)
     share = any_share(batch, device)
+    gain = WORTHWHILE_GAIN[device.type]
     rows, seconds = 1, _seconds(lambda: batch.forward([share]), device)
-    while rows < MAX_ROWS and seconds < SLOW_FORWARD_S and _fits(2 * rows * ROW_FRAMES, rows * ROW_FRAMES, device):
-        more = [share] * (2 * rows)
-        doubled = _seconds(partial(batch.forward, more), device)
-        if doubled * WORTHWHILE_GAIN > 2 * seconds:
+    while rows < MAX_ROWS and _fits(2 * rows * ROW_FRAMES, rows * ROW_FRAMES, device):
+        doubled = _seconds(partial(batch.forward, [share] * (2 * rows)), device)
+        if doubled > LONGEST_FORWARD_S or doubled * gain > 2 * seconds:
             break
         rows, seconds = 2 * rows, doubled
     batch.forget_packings()
@@ -64,6 +67,19 @@ def compiling_pays(batch: Batch, device: torch.device) -> bool:
         batch.transformer.use_plain_blocks()
     batch.forget_packings()
     return all(one < other for one, other in zip(compiled, plain, strict=True))
+
+
+def warm_up(batch: Batch, device: torch.device) -> None:
+    """Run every way through the blocks: rows of one timestep and of two, none and one of them weakened.
+
+    Compiled blocks are compiled for each, which should not happen when somebody waits for a song.
+    """
+    share = any_share(batch, device)
+    (query,) = share.queries
+    weakened = replace(share, queries=(replace(query, query_scale=ERG_QUERY_SCALE),))
+    earlier = replace(share, queries=(replace(query, timestep=2 * query.timestep),))
+    for company in ([share], [weakened], [share, earlier], [weakened, earlier]):
+        batch.forward(company)
 
 
 @torch.inference_mode()

@@ -1,5 +1,6 @@
 """The loop that makes songs: many requests at once, which join and leave between any two forwards."""
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ from acestep_engine.params import (
 from acestep_engine.schedule import Demand, Scheduler
 from acestep_engine.tasks import TaskState
 
+UNBOUNDED = sys.maxsize
 ATTEMPTS_ALONE = 2  # of a unit that runs out of memory although nobody shares it
 
 
@@ -129,6 +131,7 @@ class Engine:
         self.scheduler = Scheduler(self.calibration.max_tokens)
         self._pacer = Pacer(device)
         self._requests: dict[str, _Request] = {}  # in order of arrival
+        self._most_begun = UNBOUNDED  # requests at a time, since one found no memory beside so many
 
     @classmethod
     def load(cls, spec: ModelSpec, device: str | None = None, calibration: Calibration | None = None) -> Self:
@@ -225,21 +228,42 @@ class Engine:
             self.abort("")
 
     def _begin_waiting(self) -> list[Event]:
-        """Begin those that wait; after one whose source had to be encoded, others get their turn."""
+        """Begin those that wait; after one whose source had to be encoded, others get their turn.
+
+        One that finds no memory beside others waits, and all behind it, until there are fewer of them.
+        """
         events: list[Event] = []
-        for request in [request for request in self._requests.values() if request.task is None]:
-            try:
-                self._begin(request)
-            except torch.AcceleratorError:
-                raise
-            except (EngineError, RuntimeError, IndexError) as error:  # also of conditioning that does not fit the model
+        waiting = [request for request in self._requests.values() if request.task is None]
+        begun = len(self._requests) - len(waiting)
+        if begun == 0:
+            self._most_begun = UNBOUNDED
+        for request in waiting:
+            if begun >= self._most_begun:
+                break
+            failure = self._try_to_begin(request)
+            if isinstance(failure, torch.OutOfMemoryError) and begun > 0:
+                self._most_begun = begun
+                free_memory()
+                break
+            if failure is not None:
                 del self._requests[request.request_id]
-                events.append(Failed(request.request_id, error.with_traceback(None)))
+                events.append(Failed(request.request_id, failure))
                 continue
+            begun += 1
             events += self._report([request])
             if request.source is not None:
                 break
         return events
+
+    def _try_to_begin(self, request: _Request) -> Exception | None:
+        """What went wrong with this request, if anything did."""
+        try:
+            self._begin(request)
+        except torch.AcceleratorError:
+            raise
+        except (EngineError, RuntimeError, IndexError) as error:  # also of conditioning that does not fit the model
+            return error.with_traceback(None)
+        return None
 
     def _begin(self, request: _Request) -> None:
         request.began_at = time.perf_counter()

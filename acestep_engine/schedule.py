@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+MOST_TIMES_THE_COST = 8  # a guided song of 30 s has six times the tokens of an unguided one of 10 s
+
 
 @dataclass(frozen=True)
 class Demand:
@@ -30,9 +32,9 @@ class Demand:
 class Scheduler:
     """Chooses unit by unit. One thread at a time; the same calls in the same order give the same choices.
 
-    `max_tokens` bounds a shared forward; one request may exceed it alone. It belongs where the device is just
-    saturated: up to there a forward takes about the same time whoever joins, so that even a long neighbour hardly
-    delays a short request; beyond it more tokens a forward gain nothing, and everybody in it waits for them.
+    `max_tokens` bounds a shared forward; one request may exceed it alone. Whoever shares a forward waits for all of it,
+    so none joins that is more than `MOST_TIMES_THE_COST` as large as the first in order: songs of 10 and of 30 s share
+    forwards, a song of 240 s takes turns with them.
 
     The oldest request, of whatever priority, is owed `oldest_share` (over 0, at most 1) of the device. Its credit is
     that share of all work done since it became the oldest, less its own part, kept within 0 and its work left:
@@ -68,7 +70,7 @@ class Scheduler:
         first, *others = sorted(demands, key=lambda demand: _rank(demand, ahead=due and demand is oldest))
         unit = [first]
         if first.kind == "forward":
-            unit += _that_fit(others, self.max_tokens - first.cost)
+            unit += _that_fit(others, self.max_tokens - first.cost, MOST_TIMES_THE_COST * first.cost)
         self._account(oldest, unit)
         return tuple(demand.request_id for demand in unit)
 
@@ -93,11 +95,14 @@ def _rank(demand: Demand, ahead: bool) -> tuple[bool, int, int]:
     return not ahead, -demand.priority, demand.work
 
 
-def _that_fit(demands: Sequence[Demand], tokens: int) -> list[Demand]:
-    """The forwards that fit into `tokens` together; one that does not is passed over for later, smaller ones."""
+def _that_fit(demands: Sequence[Demand], tokens: int, largest: int) -> list[Demand]:
+    """The forwards of at most `largest` tokens each that fit into `tokens` together.
+
+    One that does not is passed over for later, smaller ones.
+    """
     fitting: list[Demand] = []
     for demand in demands:
-        if demand.kind == "forward" and demand.cost <= tokens:
+        if demand.kind == "forward" and demand.cost <= min(tokens, largest):
             fitting.append(demand)
             tokens -= demand.cost
     return fitting

@@ -117,7 +117,7 @@ class Runner:
         if job.row.outcome == "completed":
             self._learn(job.row)
         elif ending is not None:  # cancelled while its files were being written
-            await asyncio.to_thread(self._files.discard, job.row)
+            await self._tidy(job.row)
 
     async def end(self, job: LiveJob, ending: Ending) -> bool:
         """End the job unless it has ended; True if this call did it. Raises StorageError."""
@@ -135,11 +135,18 @@ class Runner:
         job.abort()
         self._on_end(job)
         job.ended.set()
-        if ending.outcome != "completed":
-            await asyncio.to_thread(self._files.discard, job.row)
-        elif job.row.has_source:
-            await asyncio.to_thread(self._files.remove_source, job.row.request_id)
+        await self._tidy(job.row)
         return True
+
+    async def _tidy(self, row: JobRow) -> None:
+        """Remove the files that an ended job leaves behind. What cannot be removed is of no use to anybody."""
+        try:
+            if row.outcome != "completed":
+                await asyncio.to_thread(self._files.discard, row)
+            elif row.has_source:
+                await asyncio.to_thread(self._files.remove_source, row.request_id)
+        except OSError as error:
+            logger.warning("%s: its files could not be removed: %s", row.request_id, error)
 
     async def _attempts(self, job: LiveJob) -> Ending | None:
         """The end that the job comes to by itself, or None if somebody else ended it. Raises _Failed.

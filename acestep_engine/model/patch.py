@@ -6,6 +6,8 @@ covariance of the columns alone: so nothing as wide as 2048 channels is ever com
 not the song's own can enter the norm.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -58,16 +60,20 @@ class PatchEmbedding(nn.Module):
             self.register_buffer(name, value.float().contiguous(), persistent=False)
         del self.early_conv_layers
 
-    def forward(self, latents: Tensor) -> Tensor:
-        """One song (channels, height, T) to its tokens (T, dim) in the model's precision."""
-        columns = latents.flatten(0, 1).float()  # (K, T)
-        mean = columns.mean(dim=1)
-        centred = columns - mean[:, None]
-        covariance = centred @ centred.mT / columns.shape[1]  # (K, K)
-        channels = (self.expand @ mean + self.expand_bias).unflatten(0, (GROUPS, -1))  # (G, P / G), over time
-        means = channels.mean(dim=1)  # (G,)
-        variance = (channels - means[:, None]).square().mean(dim=1) + self.gram.flatten(1) @ covariance.flatten()
-        scale = torch.rsqrt(variance + EPS)  # (G,)
-        matrix = (scale @ self.maps.flatten(1)).unflatten(0, (-1, len(mean)))  # (dim, K)
-        bias = self.bias + scale @ (self.map_offsets - means[:, None] * self.map_sums)
-        return project(columns.mT.to(self.dtype), matrix.to(self.dtype), bias.to(self.dtype))
+    def forward(self, songs: Sequence[Tensor]) -> list[Tensor]:
+        """Songs (channels, height, T), each of its own T, to their tokens (T, dim) in the model's precision."""
+        columns = [song.flatten(0, 1).float() for song in songs]  # (K, T) each
+        mean = torch.stack([of_one.mean(dim=1) for of_one in columns])  # (S, K)
+        centred = [of_one - its_mean[:, None] for of_one, its_mean in zip(columns, mean, strict=True)]
+        covariance = torch.stack([of_one @ of_one.mT / of_one.shape[1] for of_one in centred])  # (S, K, K)
+        channels = (mean @ self.expand.mT + self.expand_bias).unflatten(1, (GROUPS, -1))  # (S, G, P / G), over time
+        means = channels.mean(dim=2, keepdim=True)  # (S, G, 1)
+        spread = (channels - means).square().mean(dim=2)
+        scale = torch.rsqrt(spread + covariance.flatten(1) @ self.gram.flatten(1).mT + EPS)  # (S, G)
+        matrices = (scale @ self.maps.flatten(1)).unflatten(1, (-1, mean.shape[1])).to(self.dtype)  # (S, dim, K)
+        offsets = self.map_offsets - means * self.map_sums  # (S, G, dim)
+        biases = (self.bias + (scale[:, None] @ offsets)[:, 0]).to(self.dtype)  # (S, dim)
+        return [
+            project(of_one.mT.to(self.dtype), matrix, bias)
+            for of_one, matrix, bias in zip(columns, matrices, biases, strict=True)
+        ]

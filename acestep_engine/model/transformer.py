@@ -142,7 +142,7 @@ def rms_norm(x: Tensor) -> Tensor:
 
 def spread(of_rows: Tensor, row_of_token: Tensor) -> Tensor:
     """What belongs to each row (rows, dim) for each of its tokens (N, dim); one for all rows stays (1, dim)."""
-    return of_rows if len(of_rows) == 1 else of_rows.index_select(0, row_of_token)
+    return of_rows if of_rows.shape[0] == 1 else of_rows.index_select(0, row_of_token)
 
 
 class TransformerBlock(nn.Module):
@@ -327,16 +327,11 @@ class Transformer(nn.Module):
 
     def _tokens(self, latents: Sequence[Tensor], packing: Packing) -> Tensor:
         """Embed and pack: (N, dim), zeros in the gaps. Rows that share their latents are embedded once."""
-        embedded: dict[int, Tensor] = {}
-        x: Tensor | None = None
+        songs = list({id(row): row for row in latents}.values())
+        embedded = {id(song): tokens for song, tokens in zip(songs, self.proj_in(songs), strict=True)}
+        x = embedded[id(songs[0])].new_zeros(packing.tokens, self.config.dim)
         for row, (start, frames) in zip(latents, packing.row_frames(), strict=True):
-            if id(row) not in embedded:
-                embedded[id(row)] = self.proj_in(row)
-            tokens = embedded[id(row)]
-            if x is None:
-                x = tokens.new_zeros(packing.tokens, tokens.shape[1])
-            x[start : start + frames] = tokens
-        assert x is not None
+            x[start : start + frames] = embedded[id(row)]
         return x
 
     def _latents(self, x: Tensor, packing: Packing) -> list[Tensor]:

@@ -348,21 +348,35 @@ async def test_who_waits_hears_of_the_acceptance_and_then_gets_the_audio(house: 
     assert isinstance(ended, AudioFile)
     assert (accepted.status, ended.view.outcome) == ("pending", "completed")
     assert ended.audio.tobytes() == SONG.audio.tobytes()
-    assert (await house.manager.status(accepted.request_id)).outcome == "completed"
+    assert (await house.manager.status(accepted.request_id)) == ended.view
     assert f"state/results/{accepted.request_id}.wav" in house.files()
 
 
-async def test_who_waits_is_told_how_a_job_stands_without_its_audio(house: House) -> None:
-    async def last(timeout_s: float, *, wants_audio: bool) -> JobView:
-        *_, view = [one async for one in house.manager.submit_and_wait(submission(), timeout_s, wants_audio)]
-        assert isinstance(view, JobView)
-        return view
+@pytest.mark.parametrize(
+    ("script", "timeout_s", "wants_audio", "outcome"),
+    [
+        (sing, 10, False, "completed"),
+        (failing(NumericalError("the model answered NaN")), 10, True, "failed"),
+        (sing_for_ever, 0.05, True, None),
+    ],
+)
+async def test_who_waits_is_told_how_a_job_stands_where_there_is_no_audio(
+    house: House, script: Script, timeout_s: float, wants_audio: bool, outcome: str | None
+) -> None:
+    house.generator.script = script
+    answers = [answer async for answer in house.manager.submit_and_wait(submission(), timeout_s, wants_audio)]
+    views = [answer for answer in answers if isinstance(answer, JobView)]
+    assert [view.outcome for view in views] == [None, outcome]
 
-    assert (await last(10, wants_audio=False)).outcome == "completed"
-    house.generator.script = failing(NumericalError("the model answered NaN"))
-    assert (await last(10, wants_audio=True)).outcome == "failed"
-    house.generator.script = sing_for_ever
-    assert (await last(0.05, wants_audio=True)).status in ("pending", "processing")
+
+async def test_audio_that_cannot_be_written_is_nobodys_song_and_the_next_one_runs(house: House) -> None:
+    (house.root / "state/results").rmdir()
+    (house.root / "state/results").write_text("in the way")
+    *_, ended = [answer async for answer in house.manager.submit_and_wait(submission(), 10, wants_audio=True)]
+    assert isinstance(ended, JobView)
+    assert (ended.outcome, ended.error_code) == ("failed", "storage")
+    (house.root / "state/results").unlink()
+    assert (await house.end_of(await house.submit())).outcome == "completed"
 
 
 async def test_a_cancelled_job_that_waited_never_runs(house: House) -> None:

@@ -216,13 +216,13 @@ def at(queries: tuple[Query, ...], timestep: float) -> tuple[Query, ...]:
     ],
 )
 def test_a_request_that_asks_for_other_rows_is_packed_anew(packed: list[Packing], changed: Ask) -> None:
-    attended, asked, other = context(3, 9), Ask(5, query_scales=(1.0, 0.01), seed=1), Ask(4, seed=2)
+    attended, asked = context(3, 9), Ask(5, query_scales=(1.0, 0.01), seed=1)
     before, after = (Share(ask.share().queries, attended) for ask in (asked, changed))
-    together = batch()
-    together.forward([before, other.share()])
-    found = together.forward([after, other.share()])
+    together, other = batch(), Ask(4, seed=2).share()
+    together.forward([before, other])
+    found = together.forward([after, other])
     assert len(packed) == 2
-    assert worst(found, batch().forward([after, other.share()])) <= 1e-5
+    assert worst(found, batch().forward([after, other])) <= 1e-5
 
 
 def test_a_request_of_another_context_is_packed_anew(packed: list[Packing]) -> None:

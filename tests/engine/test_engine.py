@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from acestep_engine.audio import SourceAudio
+from acestep_engine.calibrate import Calibration
 from acestep_engine.checkpoint import NANO_PATH, check_folder, notice
 from acestep_engine.conditioning import Conditioning, EncodeRequest
 from acestep_engine.engine import Engine
@@ -14,12 +15,13 @@ from acestep_engine.params import GenerationParams, ModelSpec, Progress
 from acestep_engine.text_encoder import TextEncoder
 
 NANO = ModelSpec("nano", str(NANO_PATH))
+CALIBRATION = Calibration(max_tokens=1000, tokens_per_decoded_frame=5.0)
 PARAMS = GenerationParams("calm piano", "[verse]\nslow river", 2.0, seed=3, steps=4)
 
 
 @pytest.fixture(scope="module")
 def engine() -> Engine:
-    return Engine.load(NANO, device="cpu")
+    return Engine.load(NANO, device="cpu", calibration=CALIBRATION)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +99,7 @@ def test_a_reference_steers_the_music(engine: Engine, conditioning: Conditioning
 
 @pytest.mark.slow
 def test_compiled_blocks_make_the_same_music(conditioning: Conditioning, engine: Engine) -> None:
-    compiled = Engine.load(replace(NANO, torch_compile=True), device="cpu")
+    compiled = Engine.load(replace(NANO, torch_compile=True), device="cpu", calibration=CALIBRATION)
     found = torch.tensor(compiled.generate(PARAMS, conditioning).latents)
     expected = torch.tensor(engine.generate(PARAMS, conditioning).latents)
     assert ((found - expected).norm() / expected.norm()).item() < 2e-3
@@ -115,9 +117,9 @@ def test_the_nano_checkpoint_is_complete_and_small() -> None:
 
 def test_a_folder_that_is_no_checkpoint_says_what_it_lacks(tmp_path: Path) -> None:
     with pytest.raises(CheckpointNotFoundError, match="no checkpoint folder"):
-        Engine.load(ModelSpec("x", str(tmp_path / "nowhere")))
+        Engine.load(ModelSpec("x", str(tmp_path / "nowhere")), device="cpu")
     with pytest.raises(CheckpointNotFoundError, match=r"umt5-base/config\.json"):
-        Engine.load(ModelSpec("x", str(tmp_path)))
+        Engine.load(ModelSpec("x", str(tmp_path)), device="cpu")
 
 
 def test_a_broken_tokenizer_is_a_checkpoint_error(tmp_path: Path, tiny_checkpoint: Path) -> None:

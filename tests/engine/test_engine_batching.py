@@ -1,152 +1,33 @@
-"""Many requests in one engine: each gets the song it would get alone, and nobody's trouble is another's."""
+"""Many requests in one engine: each gets the song it would get alone."""
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cache
-from math import nan
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
-import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
-from acestep_engine import guidance
-from acestep_engine.audio import SourceAudio
-from acestep_engine.conditioning import Conditioning
-from acestep_engine.decode import Decoding
-from acestep_engine.engine import Engine, Event, Failed, Finished, Moved, Song
-from acestep_engine.errors import NumericalError, ParameterError
-from acestep_engine.model.packing import Packing
+from acestep_engine.engine import Failed, Finished, Moved, Song
 from acestep_engine.params import CFG_TYPES, SCHEDULERS, GenerationParams, Progress
-from tests.engine.small import conditioning, small_autoencoder, small_engine, small_transformer
-from tests.parity import relative_error
+from tests.engine.small import small_engine, small_transformer
+from tests.engine.wishes import (
+    KINDS,
+    PARAMS,
+    Wish,
+    alone,
+    assert_as_alone,
+    assert_same,
+    before_forwards,
+    drain,
+    progress,
+    run,
+    runs_of,
+    songs,
+    steps,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-GENERATION = 2e-3  # what is promised
-EXACT = 2e-5  # what these small models keep to
-
-
-@dataclass(frozen=True)
-class Wish:
-    """A request, by what can be compared and kept."""
-
-    params: GenerationParams
-    prompt: int = 0
-    lyric_tokens: int = 7
-    source_seed: int | None = None
-    priority: int = 0
-
-    @property
-    def conditioning(self) -> Conditioning:
-        return conditioning(self.prompt, lyric_tokens=self.lyric_tokens)
-
-    @property
-    def source(self) -> SourceAudio | None:
-        if self.source_seed is None:
-            return None
-        noise = np.random.default_rng(self.source_seed).standard_normal((2, 20_000), dtype=np.float32)
-        return SourceAudio(0.1 * noise, 44_100)
-
-    def add_to(self, engine: Engine, request_id: str) -> None:
-        engine.add(request_id, self.params, self.conditioning, self.source, self.priority)
-
-
-@cache
-def alone(wish: Wish) -> Song:
-    return small_engine().generate(wish.params, wish.conditioning, wish.source)
-
-
-PARAMS = GenerationParams("", "", 0.5, seed=1, steps=4)
-DOUBLE = {"guidance_scale_text": 5.0, "guidance_scale_lyric": 1.5}
-
-KINDS = {
-    "usual": Wish(PARAMS),
-    "one frame": Wish(replace(PARAMS, duration_s=0.1, seed=2), prompt=1),
-    "heun": Wish(replace(PARAMS, scheduler="heun", cfg_type="cfg", seed=3, guidance_interval=1.0), prompt=2),
-    "pingpong": Wish(replace(PARAMS, scheduler="pingpong", cfg_type="cfg_star", duration_s=1.0, seed=4), prompt=3),
-    "double guidance": Wish(replace(PARAMS, **DOUBLE, steps=5, duration_s=0.9, seed=5), prompt=4, lyric_tokens=20),
-    "erg": Wish(replace(PARAMS, use_erg_lyric=True, guidance_interval=0.8, seed=6), prompt=5),
-    "no erg": Wish(replace(PARAMS, use_erg_diffusion=False, use_erg_tag=False, scheduler="pingpong", seed=7)),
-    "unguided": Wish(replace(PARAMS, guidance_scale=1.0, duration_s=1.5, steps=2, seed=8), prompt=6),
-    "decaying": Wish(replace(PARAMS, guidance_interval=1.0, guidance_interval_decay=0.7, steps=5, seed=9), prompt=7),
-    "picked steps": Wish(replace(PARAMS, oss_steps=(1, 3, 4, 7), seed=10), prompt=8),
-    "from audio": Wish(replace(PARAMS, task="audio2audio", ref_audio_strength=0.4, seed=11), source_seed=1),
-}
-
-
-def drain(engine: Engine, most: int = 2000) -> list[Event]:
-    """All that happens until nobody is left."""
-    events: list[Event] = []
-    for _ in range(most):
-        if not engine.busy:
-            return events
-        events += engine.step()
-    raise AssertionError(f"{most} steps did not finish all requests")
-
-
-def steps(engine: Engine, count: int) -> list[Event]:
-    return [event for _ in range(count) for event in engine.step()]
-
-
-def songs(events: Iterable[Event]) -> dict[str, Song]:
-    return {event.request_id: event.song for event in events if isinstance(event, Finished)}
-
-
-def failures(events: Iterable[Event]) -> dict[str, Exception]:
-    return {event.request_id: event.error for event in events if isinstance(event, Failed)}
-
-
-def progress(events: Iterable[Event], request_id: str) -> list[Progress]:
-    return [event.progress for event in events if isinstance(event, Moved) and event.request_id == request_id]
-
-
-def run(engine: Engine, wishes: Mapping[str, Wish]) -> list[Event]:
-    """All of them together from the start, to the end."""
-    for request_id, wish in wishes.items():
-        wish.add_to(engine, request_id)
-    return drain(engine)
-
-
-def assert_same(found: Song, expected: Song, tolerance: float = EXACT) -> None:
-    assert relative_error(torch.tensor(found.latents), torch.tensor(expected.latents)) <= tolerance
-    assert relative_error(torch.tensor(found.audio), torch.tensor(expected.audio)) <= GENERATION
-
-
-def assert_as_alone(found: Mapping[str, Song], wishes: Mapping[str, Wish]) -> None:
-    assert found.keys() == wishes.keys()
-    for request_id, wish in wishes.items():
-        assert_same(found[request_id], alone(wish))
-
-
-@contextmanager
-def before_forwards(look: Callable[[Packing], None]) -> Iterator[None]:
-    """Look at, or refuse, each forward of the transformer meanwhile."""
-
-    def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-        look(args[2])
-
-    handle = small_transformer().register_forward_pre_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def runs_of(module: nn.Module) -> Iterator[list[nn.Module]]:
-    """As many entries as the module ran meanwhile."""
-    calls: list[nn.Module] = []
-    handle = module.register_forward_hook(lambda module, args, output: calls.append(module))
-    try:
-        yield calls
-    finally:
-        handle.remove()
 
 
 # The same music
@@ -465,201 +346,3 @@ def test_requests_of_the_same_schedule_share_their_timesteps_blocks() -> None:
     with runs_of(small_transformer().t_block) as calls:
         run(engine, {"later": KINDS["usual"]})
     assert calls == []
-
-
-# What goes wrong
-
-
-def short_once(act: Callable[..., Any]) -> Callable[..., Any]:
-    """Runs out of memory the first time, then does what it should."""
-    trouble = [torch.OutOfMemoryError("no room")]
-
-    def attempt(*args: Any) -> Any:
-        if trouble:
-            raise trouble.pop()
-        return act(*args)
-
-    return attempt
-
-
-def test_a_request_whose_conditioning_is_not_finite_fails_alone() -> None:
-    """Wherever it lies among them: requests are packed in the order of their lengths."""
-    for duration_s in (0.1, 0.5, 2.0):
-        engine = small_engine()
-        broken = replace(conditioning(), text=np.full_like(conditioning().text, nan))
-        engine.add("broken", replace(PARAMS, duration_s=duration_s), broken)
-        events = run(engine, KINDS)
-        assert_as_alone(songs(events), KINDS)
-        (error,) = failures(events).values()
-        assert isinstance(error, NumericalError)
-
-
-@pytest.mark.parametrize(
-    "unfit",
-    [
-        conditioning(text_tokens=3).text[:, :5],  # of another text encoder
-        np.zeros((0, 12), dtype=np.float32)[:, :1],
-    ],
-)
-def test_conditioning_that_does_not_fit_the_model_fails_alone(unfit: np.ndarray[Any, np.dtype[np.float32]]) -> None:
-    engine = small_engine()
-    engine.add("unfit", PARAMS, replace(conditioning(), text=unfit))
-    events = run(engine, {"other": KINDS["usual"]})
-    assert failures(events).keys() == {"unfit"}
-    assert_as_alone(songs(events), {"other": KINDS["usual"]})
-
-
-def test_lyrics_of_another_vocabulary_fail_alone() -> None:
-    engine = small_engine()
-    engine.add("unfit", PARAMS, replace(conditioning(), lyric_ids=np.array([5000] * 7)))
-    events = run(engine, {"other": KINDS["usual"]})
-    assert failures(events).keys() == {"unfit"}
-    assert_as_alone(songs(events), {"other": KINDS["usual"]})
-
-
-def test_a_task_that_is_not_built_fails_alone() -> None:
-    engine = small_engine()
-    engine.add("repaint", replace(PARAMS, task="repaint"), conditioning())
-    engine.add("no source", replace(PARAMS, task="audio2audio"), conditioning())
-    events = run(engine, {"other": KINDS["usual"]})
-    assert {type(error) for error in failures(events).values()} == {ParameterError}
-    assert failures(events).keys() == {"repaint", "no source"}
-    assert_as_alone(songs(events), {"other": KINDS["usual"]})
-
-
-def room_for(tokens: int) -> Callable[[Packing], None]:
-    """A device whose memory holds forwards of so many tokens."""
-
-    def look(packing: Packing) -> None:
-        if packing.tokens > tokens:
-            raise torch.OutOfMemoryError(f"{packing.tokens} tokens do not fit")
-
-    return look
-
-
-def test_out_of_memory_shrinks_the_budget_and_loses_nobody() -> None:
-    engine = small_engine()
-    with before_forwards(room_for(45)):
-        events = run(engine, KINDS)
-    assert engine.scheduler.max_tokens < 1000
-    assert failures(events) == {}
-    assert_as_alone(songs(events), KINDS)
-
-
-def test_a_song_that_does_not_fit_alone_fails_alone() -> None:
-    engine, large = small_engine(), Wish(replace(PARAMS, duration_s=8.0))
-    with before_forwards(room_for(45)):
-        events = run(engine, KINDS | {"large": large})
-    (error,) = failures(events).values()
-    assert isinstance(error, torch.OutOfMemoryError)
-    assert failures(events).keys() == {"large"}
-    assert_as_alone(songs(events), KINDS)
-    assert_as_alone(songs(run(engine, {"large": large})), {"large": large})  # there is room again
-
-
-def test_memory_that_is_short_for_a_moment_fails_nobody() -> None:
-    """More often than a request may fail to fit alone, but never twice in a row."""
-    engine, wish, forwards = small_engine(), KINDS["usual"], iter(range(1000))
-
-    def look(packing: Packing) -> None:
-        if next(forwards) % 2 == 0:
-            raise torch.OutOfMemoryError("for a moment")
-
-    with before_forwards(look):
-        assert_as_alone(songs(run(engine, {"one": wish})), {"one": wish})
-
-
-def test_noise_that_was_drawn_for_a_step_that_failed_is_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The memory runs out after one of them has taken its step already."""
-    wishes = {"pingpong": KINDS["no erg"], "other": Wish(replace(PARAMS, duration_s=2.0, guidance_interval=1.0))}
-    wishes["pingpong"] = replace(wishes["pingpong"], params=replace(wishes["pingpong"].params, cfg_type="cfg"))
-    expected = {name: alone(wish) for name, wish in wishes.items()}
-    monkeypatch.setattr(guidance, "apg", short_once(guidance.apg))
-    found = songs(run(small_engine(), wishes))
-    for name, song in found.items():
-        assert_same(song, expected[name])
-    assert found.keys() == wishes.keys()
-
-
-def refuse_width(frames: int) -> Callable[[Packing], None]:
-    def look(packing: Packing) -> None:
-        if any(of_row == frames for _, of_row in packing.row_frames()):
-            raise RuntimeError("a kernel that fails")
-
-    return look
-
-
-def test_a_forward_that_fails_is_the_fault_of_one_request_only() -> None:
-    """All of them get their forward of that step alone, once."""
-    engine, culprit = small_engine(), Wish(replace(PARAMS, duration_s=2.0))
-    with before_forwards(refuse_width(21)):
-        events = run(engine, KINDS | {"culprit": culprit})
-    assert failures(events).keys() == {"culprit"}
-    assert str(failures(events)["culprit"]) == "a kernel that fails"
-    assert_as_alone(songs(events), KINDS)
-    for name in KINDS:
-        counts = [one.step for one in progress(events, name) if one.stage == "diffusion"]
-        assert counts == list(range(len(counts)))
-
-
-def test_a_failure_holds_no_tensors() -> None:
-    """Its traceback would: of a shared forward, one of its own, the conditioning and the latents."""
-    engine, culprit = small_engine(), Wish(replace(PARAMS, duration_s=2.0))
-    with before_forwards(refuse_width(21)):
-        events = run(engine, {"culprit": culprit, "other": KINDS["usual"]}) + run(engine, {"culprit alone": culprit})
-    engine.add("broken", PARAMS, replace(conditioning(), text=np.full_like(conditioning().text, nan)))
-    engine.add("unfit", replace(PARAMS, task="repaint"), conditioning())
-    errors = failures(events + drain(engine))
-    assert errors.keys() == {"culprit", "culprit alone", "broken", "unfit"}
-    assert [error.__traceback__ for error in errors.values()] == [None] * 4
-
-
-def test_a_lost_device_is_everybodys_trouble() -> None:
-    def look(packing: Packing) -> None:
-        raise torch.AcceleratorError("an illegal address")
-
-    engine = small_engine()
-    KINDS["usual"].add_to(engine, "one")
-    with before_forwards(look), pytest.raises(torch.AcceleratorError):
-        engine.step()
-
-
-def test_a_window_that_did_not_fit_once_is_decoded_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = {name: alone(wish) for name, wish in KINDS.items()}
-    codec = small_autoencoder()
-    monkeypatch.setattr(codec, "mel_to_audio", short_once(codec.mel_to_audio))
-    found = songs(run(small_engine(), KINDS))
-    assert found.keys() == expected.keys()
-    for name, song in found.items():
-        assert_same(song, expected[name])
-
-
-@pytest.mark.parametrize(("part", "frames_per_latent"), [("mel_to_audio", 8), ("latents_to_image", 1)])
-def test_a_song_that_cannot_be_decoded_fails_alone(
-    monkeypatch: pytest.MonkeyPatch, part: str, frames_per_latent: int
-) -> None:
-    others = {name: wish for name, wish in KINDS.items() if name != "unguided"}
-    expected = {name: alone(wish) for name, wish in others.items()}
-    frames = alone(KINDS["unguided"]).latents.shape[-1]
-    codec = small_autoencoder()
-    act = getattr(codec, part)
-
-    def refuse(decoded: torch.Tensor, *args: Any) -> Any:
-        if decoded.shape[-1] == frames * frames_per_latent:
-            raise torch.OutOfMemoryError("no room to decode")
-        return act(decoded, *args)
-
-    monkeypatch.setattr(codec, part, refuse)
-    events = run(small_engine(), KINDS)
-    assert failures(events).keys() == {"unguided"}
-    assert isinstance(failures(events)["unguided"], torch.OutOfMemoryError)
-    found = songs(events)
-    assert found.keys() == expected.keys()
-    for name, song in found.items():
-        assert_same(song, expected[name])
-
-
-def test_audio_that_does_not_fit_is_a_failure_not_a_silence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Decoding, "audio", property(short_once(lambda decoding: None)))
-    events = run(small_engine(), {"one": KINDS["usual"]})
-    assert isinstance(failures(events)["one"], torch.OutOfMemoryError)

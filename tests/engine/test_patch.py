@@ -26,7 +26,7 @@ def loaded(seed: int = 0) -> PatchEmbedding:
 def error(song: Tensor, seed: int = 0) -> float:
     """Of the folded embedding against convolution, group norm and convolution in double precision."""
     patch = loaded(seed)
-    return relative_error(folded(patch)(song), embed_patches(patch.double(), song))
+    return relative_error(folded(patch)([song])[0], embed_patches(patch.double(), song))
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3, 50, 400])
@@ -57,9 +57,16 @@ def test_a_channel_that_is_far_off_leaves_the_others_precise() -> None:
     assert error(song) <= 1e-5
 
 
+def test_songs_embedded_together_do_not_touch_each_other() -> None:
+    patch = folded(loaded())
+    songs = [latents(5, seed=1), latents(9, seed=2) * 100, torch.full_like(latents(4), torch.nan)]
+    for song, tokens in zip(songs[:2], patch(songs), strict=False):
+        assert relative_error(tokens, patch([song])[0]) <= 1e-6
+
+
 def test_tokens_are_answered_in_the_precision_of_the_weights() -> None:
     patch = loaded()
     half = folded(patch.bfloat16())
-    tokens = half(latents(9))
+    (tokens,) = half([latents(9)])
     assert tokens.dtype == torch.bfloat16
     assert relative_error(tokens, embed_patches(patch.double(), latents(9))) < 0.02

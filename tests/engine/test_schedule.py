@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from acestep_engine.schedule import Demand, Scheduler
+from acestep_engine.schedule import MOST_TIMES_THE_COST, Demand, Scheduler
 
 Choose = Callable[[Sequence[Demand]], tuple[str, ...]]
 
@@ -46,6 +46,11 @@ def test_forwards_share_a_unit_up_to_the_budget() -> None:
 def test_a_forward_that_does_not_fit_lets_a_smaller_one_pass() -> None:
     demands = [forward("first", 600, 600), forward("wide", 500, 1000), forward("narrow", 400, 4000)]
     assert Scheduler(1000).choose(demands) == ("first", "narrow")
+
+
+def test_a_song_much_longer_than_the_first_does_not_slow_its_forward() -> None:
+    demands = [forward("long", 801, 9000), forward("similar", 800, 8000), forward("short", 100, 500)]
+    assert Scheduler(5000).choose(demands) == ("short", "similar")
 
 
 def test_a_forward_over_the_budget_runs_alone() -> None:
@@ -204,7 +209,8 @@ def test_a_forward_leaves_nobody_out_who_would_fit(max_tokens: int, share: float
     for crowd, chosen in play(scheduler, history):
         if chosen[0].kind == "forward":
             free = scheduler.max_tokens - sum(demand.cost for demand in chosen)
-            assert all(demand.cost > free for demand in crowd if demand.kind == "forward" and demand not in chosen)
+            most = min(free, MOST_TIMES_THE_COST * chosen[0].cost)
+            assert all(demand.cost > most for demand in crowd if demand.kind == "forward" and demand not in chosen)
 
 
 @settings(deadline=None, max_examples=50)

@@ -1,11 +1,14 @@
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from acestep_engine import tasks
 from acestep_engine.errors import ParameterError
-from acestep_engine.params import GenerationParams, latent_frames
+from acestep_engine.params import SCHEDULERS, GenerationParams, SchedulerType, latent_frames
 from acestep_engine.tasks import CONDITIONED, ERG_QUERY_SCALE, TEXT_ONLY, UNCONDITIONED, TaskState
 
 CPU = torch.device("cpu")
@@ -41,6 +44,24 @@ def test_without_guidance_one_row_is_enough() -> None:
     assert rows(begin(replace(PARAMS, guidance_scale=1.0))) == [[CONDITIONED]] * 8
 
 
+@given(
+    steps=st.integers(1, 20),
+    scheduler=st.sampled_from(SCHEDULERS),
+    guidance_scale=st.sampled_from([1.0, 7.0]),
+    guidance_interval=st.floats(0.0, 1.0),
+    guidance_scale_text=st.sampled_from([0.0, 5.0]),
+)
+def test_the_rows_left_are_those_that_are_asked_for_from_now_on(steps: int, **options: Any) -> None:
+    task = begin(replace(PARAMS, duration_s=0.1, steps=steps, guidance_scale_lyric=1.5, **options))
+    left, asked = [], []
+    while task.forwards_done < task.forwards:
+        left.append(task.rows_left)
+        asked.append(len(task.queries()))
+        task = task.advance([torch.zeros_like(query.latents) for query in task.queries()])
+    assert left == [sum(asked[i:]) for i in range(len(asked))]
+    assert task.rows_left == 0
+
+
 @pytest.mark.parametrize(("use_erg_diffusion", "scale"), [(True, ERG_QUERY_SCALE), (False, 1.0)])
 def test_erg_weakens_only_the_unconditioned_row(use_erg_diffusion: bool, scale: float) -> None:
     task = begin(replace(PARAMS, guidance_interval=1.0, use_erg_diffusion=use_erg_diffusion))
@@ -58,6 +79,17 @@ def test_a_request_does_not_touch_the_global_generator() -> None:
     before = torch.get_rng_state()
     rows(begin(replace(PARAMS, scheduler="pingpong")))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_a_state_can_be_advanced_again_to_the_same_next_one(scheduler: SchedulerType) -> None:
+    """A forward that fails for want of memory is done again."""
+    task = begin(replace(PARAMS, scheduler=scheduler, guidance_interval=1.0))
+    for _ in range(3):
+        velocities = [torch.full_like(query.latents, 0.5 - query.row) for query in task.queries()]
+        first, again = task.advance(velocities), task.advance(velocities)
+        torch.testing.assert_close(again.latents, first.latents, rtol=0, atol=0)
+        task = first
 
 
 def test_the_largest_seed_is_accepted() -> None:

@@ -1,0 +1,68 @@
+"""What an engine finds out about its device before it says that it is ready."""
+
+from collections.abc import Iterator
+from functools import partial
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from acestep_engine import calibrate
+from acestep_engine.calibrate import ROW_FRAMES, measure_forwards
+from acestep_engine.engine import Engine
+from acestep_engine.params import ModelSpec
+from tests.engine.small import CPU, SMALL, Ask, Batch, folded, loaded_transformer, small_autoencoder, small_transformer
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(autouse=True)
+def few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibrate, "MAX_ROWS", 4)
+
+
+@pytest.fixture
+def untraced() -> Iterator[None]:
+    """Nothing is kept of what was traced."""
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def test_an_engine_measures_its_device_if_nobody_says_what_it_can_do() -> None:
+    engine = Engine(ModelSpec("small", "nowhere"), small_transformer(), small_autoencoder(), CPU)
+    assert engine.calibration.max_tokens in (ROW_FRAMES, 2 * ROW_FRAMES, 4 * ROW_FRAMES)
+    assert engine.calibration.tokens_per_decoded_frame > 0
+    assert engine.scheduler.max_tokens == engine.calibration.max_tokens
+    assert not engine.busy
+
+
+def test_a_device_that_is_slow_with_one_row_is_not_asked_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibrate, "SLOW_FORWARD_S", 0.0)
+    assert measure_forwards(Batch(small_transformer(), CPU, torch.float32), CPU)[0] == ROW_FRAMES
+
+
+@pytest.mark.usefixtures("untraced")
+def test_no_forward_compiles_anything_once_the_engine_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks are traced as for a GPU, but run as they are: what is traced when does not depend on it."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    model = folded(loaded_transformer(SMALL))
+    batch = Batch(model, CPU, torch.float32)
+    model.compile_blocks()
+    measure_forwards(batch, CPU)
+    compiled = counters["stats"]["unique_graphs"]
+    assert compiled > 0
+    with torch.inference_mode():
+        for asks in (
+            [Ask(20)],
+            [Ask(20, query_scales=(1.0, 1.0))],
+            [Ask(31, query_scales=(1.0, 0.01, 1.0))],
+            [Ask(20), Ask(30, timestep=100.0)],
+            [
+                Ask(20, query_scales=(1.0, 0.01)),
+                Ask(30, timestep=100.0),
+                Ask(300, timestep=7.0, query_scales=(1.0, 0.01)),
+            ],
+        ):
+            batch.forward([ask.share() for ask in asks])
+    assert counters["stats"]["unique_graphs"] == compiled
