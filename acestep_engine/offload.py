@@ -14,21 +14,23 @@ class Movable(Protocol):
 
 
 class Residency:
-    """Moves modules to `device` while they are used, and back. Does nothing unless `enabled`."""
+    """Moves a module to `device` when it is needed, and another one away. Does nothing unless `enabled`.
+
+    What was used last stays: a song has many forwards in a row, and moving the model takes longer than one of them.
+    """
 
     def __init__(self, device: torch.device, *, enabled: bool) -> None:
         self.device = device
         self.enabled = enabled and device.type != "cpu"
+        self._resident: Movable | None = None
 
     @contextmanager
     def use(self, module: Movable) -> Iterator[None]:
-        """`module` is on the device inside the block, on the CPU after it."""
-        if not self.enabled:
-            yield
-            return
-        module.to(self.device)
-        try:
-            yield
-        finally:
-            module.to(CPU)
-            torch.cuda.empty_cache()  # what the other module needs next
+        """`module` is on the device inside the block, and alone there."""
+        if self.enabled and self._resident is not module:
+            if self._resident is not None:
+                self._resident.to(CPU)
+                torch.cuda.empty_cache()  # what this one needs next
+            self._resident = module
+            module.to(self.device)
+        yield

@@ -86,7 +86,7 @@ def test_a_configured_checkpoint_that_is_missing_is_refused_when_it_is_chosen(ch
 
 
 def test_the_switches_reach_the_model(choice: ModelChoice) -> None:
-    asked = dataclasses.replace(choice, bf16=False, cpu_offload=True, overlapped_decode=True)
+    asked = dataclasses.replace(choice, bf16=False, cpu_offload=True, overlapped_decode=True, torch_compile=False)
     spec = resolve_models(asked, cluster_has_gpu=False).first
     assert (spec.precision, spec.cpu_offload, spec.overlapped_decode, spec.torch_compile) == (
         *("float32", True, True, False),

@@ -37,8 +37,8 @@ def test_an_engine_measures_its_device_if_nobody_says_what_it_can_do() -> None:
     assert not engine.busy
 
 
-def test_a_device_that_is_slow_with_one_row_is_not_asked_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibrate, "SLOW_FORWARD_S", 0.0)
+def test_nobody_is_made_to_wait_for_a_forward_that_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibrate, "LONGEST_FORWARD_S", 0.0)
     assert measure_forwards(Batch(small_transformer(), CPU, torch.float32), CPU)[0] == ROW_FRAMES
 
 

@@ -1,0 +1,98 @@
+"""The TextEncoder with the nano model: who is encoded together with whom."""
+
+import asyncio
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from acestep_engine.checkpoint import NANO_PATH
+from acestep_engine.conditioning import Conditioning, EncodeRequest
+from acestep_engine.errors import CheckpointError, ParameterError
+from acestep_engine.params import GenerationParams, ModelSpec
+from deployments.text_encoder import TextEncoder
+
+NANO = ModelSpec("nano", str(NANO_PATH))
+PARAMS = GenerationParams("piano", "[verse]\nla la", 10.0, seed=1)
+
+
+class Recorder(TextEncoder):
+    """Remembers the prompts of each batch, and breaks on one of them."""
+
+    batches: list[list[str]]
+
+    def _encode(self, spec: ModelSpec, requests: Sequence[EncodeRequest]) -> list[Conditioning | Exception]:
+        self.batches.append([request.prompt for request in requests])
+        if "break" in self.batches[-1]:
+            raise ZeroDivisionError
+        return super()._encode(spec, requests)
+
+
+@pytest.fixture
+async def encoder() -> Recorder:
+    encoder = Recorder.__new__(Recorder)  # as Serve does: the constructor is a coroutine
+    encoder.batches = []
+    await TextEncoder.__init__(encoder, NANO, False, 0, 3, None)  # type: ignore[misc]
+    return encoder
+
+
+def asked(prompt: str, **changes: object) -> GenerationParams:
+    return dataclasses.replace(PARAMS, prompt=prompt, **changes)  # type: ignore[arg-type]
+
+
+async def test_the_first_is_encoded_at_once_and_with_it_all_who_come_in_the_same_moment(encoder: Recorder) -> None:
+    await asyncio.gather(*(encoder.encode(NANO, asked(prompt)) for prompt in "abcde"))
+    assert encoder.batches == [["a", "b", "c"], ["d", "e"]]  # three at most
+    await encoder.encode(NANO, asked("f"))
+    assert encoder.batches[2:] == [["f"]]
+
+
+async def test_each_gets_what_it_would_get_alone(encoder: Recorder) -> None:
+    together = await asyncio.gather(*(encoder.encode(NANO, asked(prompt)) for prompt in ("piano", "a calm guitar")))
+    for prompt, one in zip(("piano", "a calm guitar"), together, strict=True):
+        alone = await encoder.encode(NANO, asked(prompt))
+        for found, expected in zip(dataclasses.astuple(one), dataclasses.astuple(alone), strict=True):
+            if found is not None:
+                np.testing.assert_allclose(np.asarray(found), np.asarray(expected), atol=1e-5)
+
+
+async def test_a_request_that_cannot_be_encoded_fails_alone(encoder: Recorder) -> None:
+    answers = await asyncio.gather(
+        encoder.encode(NANO, asked("a")),
+        encoder.encode(NANO, asked("b", vocal_language="xx")),
+        return_exceptions=True,
+    )
+    assert isinstance(answers[0], Conditioning)
+    assert isinstance(answers[1], ParameterError)
+
+
+async def test_a_model_that_cannot_be_loaded_fails_its_requests_and_no_others(encoder: Recorder) -> None:
+    broken = ModelSpec("broken", "/nowhere")
+    answers = await asyncio.gather(
+        encoder.encode(NANO, asked("a")),
+        encoder.encode(broken, asked("b")),
+        encoder.encode(NANO, asked("c")),
+        return_exceptions=True,
+    )
+    assert encoder.batches == [["a", "c"], ["b"]]
+    assert isinstance(answers[1], CheckpointError)
+    assert [isinstance(answer, Conditioning) for answer in answers] == [True, False, True]
+
+
+async def test_a_failure_that_nobody_foresaw_is_heard_by_all_whom_it_concerns_and_by_nobody_after(
+    encoder: Recorder,
+) -> None:
+    failed = await asyncio.gather(
+        *(encoder.encode(NANO, asked(prompt)) for prompt in ("a", "break")), return_exceptions=True
+    )
+    assert [type(error) for error in failed] == [ZeroDivisionError] * 2
+    assert isinstance(await encoder.encode(NANO, asked("c")), Conditioning)
+
+
+async def test_a_caller_that_leaves_is_not_waited_for(encoder: Recorder) -> None:
+    leaving, staying = (asyncio.create_task(encoder.encode(NANO, asked(prompt))) for prompt in "ab")
+    await asyncio.sleep(0)
+    leaving.cancel()
+    assert isinstance(await staying, Conditioning)
+    assert leaving.cancelled()
