@@ -9,7 +9,7 @@ from torch import Tensor
 from acestep_engine.caching import LruCache
 from acestep_engine.model.packing import GAP_FRAMES, Context, Packing, pack
 from acestep_engine.model.transformer import Modulation, Transformer
-from acestep_engine.tasks import Query
+from acestep_engine.tasks.state import Query
 
 KEPT_PACKINGS = 4  # the scheduler may go to and fro between a few companies
 KEPT_MODULATIONS = 128  # more than the timesteps of two usual schedules; 0.7 MB each at full size

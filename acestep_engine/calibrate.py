@@ -12,7 +12,8 @@ from acestep_engine.decode import decode_latents
 from acestep_engine.devices import synchronize
 from acestep_engine.model.autoencoder import MusicAutoencoder
 from acestep_engine.params import latent_frames
-from acestep_engine.tasks import ERG_QUERY_SCALE, LATENT_CHANNELS, LATENT_HEIGHT, Query
+from acestep_engine.tasks.guided import ERG_QUERY_SCALE
+from acestep_engine.tasks.state import LATENT_CHANNELS, LATENT_HEIGHT, Query
 
 ROW_FRAMES = latent_frames(10.0)  # of a short song
 CONTEXT_TOKENS = 365  # speaker, a long prompt, lyrics of a usual song

@@ -1,9 +1,11 @@
 """From a prompt's hidden states and lyric tokens to what the frames of one request attend to."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 from weakref import WeakValueDictionary
 
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -32,11 +34,25 @@ class ContextBuilder:
 
         Unconditioned is nothing at all, or with `use_erg_lyric` the same prompt and lyrics weakly attended to.
         """
-        key = _key_of(params, conditioning)
+        return self._known(_key_of(params, conditioning), lambda: self._build(params, conditioning))
+
+    def build_apart(self, conditioning: Conditioning, *, conditioned: bool) -> Context:
+        """One row, for edit: of prompt and lyrics, or of nothing: zeros as long as the prompt, and no lyrics."""
+        key = _key_of_one(conditioning, conditioned=conditioned)
+        return self._known(key, lambda: self._build_apart(conditioning, conditioned=conditioned))
+
+    def _known(self, key: bytes, build: Callable[[], Context]) -> Context:
         context = self._contexts.get(key)
         if context is None:
-            context = self._contexts[key] = self._build(params, conditioning)
+            context = self._contexts[key] = build()
         return context
+
+    def _build_apart(self, conditioning: Conditioning, *, conditioned: bool) -> Context:
+        ids, mask = torch.tensor(conditioning.lyric_ids), torch.tensor(conditioning.lyric_mask)
+        if not conditioned:  # all of the lyrics is left out; one masked token has the shape of none
+            ids, mask = torch.zeros_like(ids[:1]), torch.zeros_like(mask[:1])
+        text = self._text(conditioning.text if conditioned else None, conditioning.text)
+        return self._prepare(text[None], [(ids, 1.0)], mask)
 
     def _build(self, params: GenerationParams, conditioning: Conditioning) -> Context:
         ids, mask = torch.tensor(conditioning.lyric_ids), torch.tensor(conditioning.lyric_mask)  # (N,)
@@ -49,12 +65,13 @@ class ContextBuilder:
                 texts.append(conditioning.text)
             without = (ids, ERG_LYRIC_QUERY_SCALE) if weak else (torch.zeros_like(ids), 1.0)
             lyrics += [without] * (len(texts) - 1)
+        return self._prepare(torch.stack([self._text(text, conditioning.text) for text in texts]), lyrics, mask)
+
+    def _prepare(self, texts: Tensor, lyrics: Sequence[tuple[Tensor, float]], mask: Tensor) -> Context:
+        """The context of rows with texts (R, L, C) and lyrics as `_encode_lyrics` takes them, real where `mask` is."""
         model = self._transformer
-        hidden = model.join_context(
-            torch.stack([self._text(text, conditioning.text) for text in texts]),
-            torch.zeros(len(texts), model.config.speaker_embedding_dim, device=self._device, dtype=self._dtype),
-            self._encode_lyrics(lyrics, mask),
-        )
+        speaker = torch.zeros(len(texts), model.config.speaker_embedding_dim, device=self._device, dtype=self._dtype)
+        hidden = model.join_context(texts, speaker, self._encode_lyrics(lyrics, mask))
         real = torch.cat([torch.ones(hidden.shape[1] - len(mask), dtype=torch.bool), mask.bool()])
         return model.prepare_context(hidden, real)
 
@@ -84,8 +101,20 @@ class ContextBuilder:
 def _key_of(params: GenerationParams, conditioning: Conditioning) -> bytes:
     """Equal for requests whose contexts are equal."""
     flags = params.use_erg_lyric, params.guided, params.double_guided, conditioning.text_weakened is None
-    digest = hashlib.blake2b(repr((flags, conditioning.text.shape)).encode())
     arrays = (conditioning.text, conditioning.text_weakened, conditioning.lyric_ids, conditioning.lyric_mask)
+    return _digest((flags, conditioning.text.shape), arrays)
+
+
+def _key_of_one(conditioning: Conditioning, *, conditioned: bool) -> bytes:
+    """Equal for rows that are equal; never that of a request's context."""
+    shape = conditioning.text.shape
+    if not conditioned:
+        return _digest(("nothing", shape), ())
+    return _digest(("apart", shape), (conditioning.text, conditioning.lyric_ids, conditioning.lyric_mask))
+
+
+def _digest(what: object, arrays: Sequence[npt.NDArray[Any] | None]) -> bytes:
+    digest = hashlib.blake2b(repr(what).encode())
     for array in arrays:
         if array is not None:
             digest.update(array.tobytes())

@@ -1,14 +1,14 @@
 """The loop that makes songs: many requests at once, which join and leave between any two forwards."""
 
+import itertools
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Self
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -17,66 +17,21 @@ from acestep_engine.audio import SourceAudio
 from acestep_engine.batch import Batch, Share
 from acestep_engine.calibrate import Calibration, compiling_pays, measure_decoding, measure_forwards
 from acestep_engine.checkpoint import TRANSFORMER, check_folder
-from acestep_engine.conditioning import Conditioning
 from acestep_engine.context import ContextBuilder
-from acestep_engine.decode import OVERLAPPED_OVER_S, Decoding
+from acestep_engine.decode import OVERLAPPED_OVER_S, Decoding, check_latents
 from acestep_engine.devices import Pacer, free_memory, pick_device, pick_dtype
-from acestep_engine.errors import Cancelled, EngineError
+from acestep_engine.errors import Cancelled, EngineError, ParameterError
 from acestep_engine.model.autoencoder import MusicAutoencoder
 from acestep_engine.model.packing import Context
 from acestep_engine.model.transformer import Transformer
 from acestep_engine.offload import Residency
-from acestep_engine.params import (
-    MAX_DURATION_S,
-    OUTPUT_SAMPLE_RATE_HZ,
-    GenerationParams,
-    ModelSpec,
-    Progress,
-    Timings,
-)
+from acestep_engine.params import MAX_DURATION_S, GenerationParams, ModelSpec, Progress, Timings, latent_frames
+from acestep_engine.requests import Event, Failed, Finished, Inputs, Latents, Moved, Song
 from acestep_engine.schedule import Demand, Scheduler
-from acestep_engine.tasks import TaskState
+from acestep_engine.tasks.state import TaskState
 
 UNBOUNDED = sys.maxsize
 ATTEMPTS_ALONE = 2  # of a unit that runs out of memory although nobody shares it
-
-
-@dataclass(frozen=True)
-class Song:
-    """`latents` (8, 16, T) and `audio` (2, N) at 48 kHz, both float32."""
-
-    latents: npt.NDArray[np.float32]
-    audio: npt.NDArray[np.float32]
-    timings: Timings
-
-    @property
-    def duration_s(self) -> float:
-        return float(self.audio.shape[1] / OUTPUT_SAMPLE_RATE_HZ)
-
-
-@dataclass(frozen=True)
-class Moved:
-    """A request is further than before."""
-
-    request_id: str
-    progress: Progress
-
-
-@dataclass(frozen=True)
-class Finished:
-    request_id: str
-    song: Song
-
-
-@dataclass(frozen=True)
-class Failed:
-    """A request that ended without a song; the others go on."""
-
-    request_id: str
-    error: Exception
-
-
-Event = Moved | Finished | Failed
 
 
 @dataclass(eq=False)
@@ -85,20 +40,20 @@ class _Request:
 
     request_id: str
     params: GenerationParams
-    conditioning: Conditioning
-    source: SourceAudio | None
+    inputs: Inputs
     priority: int
     task: TaskState | None = None
-    context: Context | None = None
+    contexts: Sequence[Context] = ()
     decoding: Decoding | None = None
     began_at: float = 0.0
     denoised_at: float = 0.0
     out_of_memory: int = 0  # times in a row that it did not fit, alone
 
-    def share(self) -> Share:
+    def shares(self) -> list[Share]:
+        """What it brings to a forward: queries to the same context side by side."""
         assert self.task is not None
-        assert self.context is not None
-        return Share(self.task.queries(), self.context)
+        grouped = groupby(self.task.queries(), key=lambda query: query.context)
+        return [Share(tuple(queries), self.contexts[context]) for context, queries in grouped]
 
 
 class Engine:
@@ -152,8 +107,7 @@ class Engine:
         self,
         request_id: str,
         params: GenerationParams,
-        conditioning: Conditioning,
-        source: SourceAudio | None = None,
+        inputs: Inputs,
         priority: int = 0,
     ) -> None:
         """Take a request in; the next `step` begins it. A higher `priority` runs first.
@@ -162,7 +116,7 @@ class Engine:
         """
         if request_id in self._requests:
             raise ValueError(f"there is a request {request_id!r} already")
-        self._requests[request_id] = _Request(request_id, params, conditioning, source, priority)
+        self._requests[request_id] = _Request(request_id, params, inputs, priority)
 
     def abort(self, request_id: str) -> None:
         """Forget a request, if there is one of that id; what it held is free at once."""
@@ -200,19 +154,18 @@ class Engine:
     def generate(
         self,
         params: GenerationParams,
-        conditioning: Conditioning,
-        source: SourceAudio | None = None,
+        inputs: Inputs,
         on_progress: Callable[[Progress], None] = lambda progress: None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Song:
         """Make one song and nothing else. `on_progress` is called before the first forward and after each.
 
         Raises Cancelled within one forward of `cancelled()` turning true, NumericalError if the model answers NaN or
-        infinity, ParameterError for a task that is not built.
+        infinity, ParameterError for a source that is missing or does not suit.
         """
         if self.busy:
             raise ValueError(f"there are {len(self._requests)} requests in the engine already")
-        self.add("", params, conditioning, source)
+        self.add("", params, inputs)
         try:
             while not cancelled():
                 for event in self.step():
@@ -251,7 +204,7 @@ class Engine:
                 continue
             begun += 1
             events += self._report([request])
-            if request.source is not None:
+            if request.inputs.source is not None:
                 break
         return events
 
@@ -267,11 +220,22 @@ class Engine:
 
     def _begin(self, request: _Request) -> None:
         request.began_at = time.perf_counter()
-        reference = None if request.source is None else self._encode_source(request.source)
-        task = tasks.begin(request.params, reference, self.device, self.dtype)
+        source = request.inputs.source
+        latents = self._encode_source(source) if isinstance(source, SourceAudio) else _known_latents(source)
+        task = tasks.begin(request.params, latents, self.device, self.dtype)
         with self._residency.use(self.transformer):
-            request.context = self.contexts.build(request.params, request.conditioning)
+            request.contexts = self._build_contexts(request.params, request.inputs)
         request.task = task
+
+    def _build_contexts(self, params: GenerationParams, inputs: Inputs) -> list[Context]:
+        """Those that the task's queries count."""
+        if params.task != "edit":
+            return [self.contexts.build(params, inputs.conditioning)]
+        if inputs.target is None:
+            raise ParameterError("edit_target_prompt", "is missing")
+        kinds = (True, False) if params.guided else (True,)
+        wanted = itertools.product(kinds, (inputs.conditioning, inputs.target))
+        return [self.contexts.build_apart(one, conditioned=conditioned) for conditioned, one in wanted]
 
     def _encode_source(self, source: SourceAudio) -> Tensor:
         """Latents (8, 16, T) of the source; what is past the longest song is left out."""
@@ -301,11 +265,12 @@ class Engine:
 
     def _forward(self, requests: Sequence[_Request]) -> list[Event]:
         with self._residency.use(self.transformer):
-            velocities = self.batch.forward([request.share() for request in requests])
+            shares = [request.shares() for request in requests]
+            velocities = iter(self.batch.forward([share for of_one in shares for share in of_one]))
         advanced = []
-        for request, of_one in zip(requests, velocities, strict=True):
+        for request, of_one in zip(requests, shares, strict=True):
             assert request.task is not None
-            advanced.append(request.task.advance(of_one))
+            advanced.append(request.task.advance([velocity for _ in of_one for velocity in next(velocities)]))
         for request, task in zip(requests, advanced, strict=True):  # all of them, or none if anything failed
             request.task = task
         return self._report(requests)
@@ -330,7 +295,7 @@ class Engine:
         except (EngineError, torch.OutOfMemoryError) as error:
             self.abort(request.request_id)
             return [Failed(request.request_id, error.with_traceback(None))]
-        request.context = None  # its keys and values are not needed any more
+        request.contexts = ()  # their keys and values are not needed any more
         self.batch.forget_packings()
         return [Moved(request.request_id, Progress("decoding"))]
 
@@ -392,6 +357,15 @@ class Engine:
             max_tokens, token_s = measure_forwards(self.batch, self.device)
         with self._residency.use(self.autoencoder):
             return Calibration(max_tokens, measure_decoding(self.autoencoder, self.device) / token_s)
+
+
+def _known_latents(source: Latents | None) -> Tensor | None:
+    """Raises LatentShapeError, NumericalError."""
+    if source is None:
+        return None
+    latents = torch.tensor(source)
+    check_latents(latents)
+    return latents[..., : latent_frames(MAX_DURATION_S)]
 
 
 def _diffusion(request: _Request) -> Progress:

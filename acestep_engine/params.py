@@ -10,7 +10,7 @@ AudioFormat = Literal["wav", "mp3", "ogg", "flac", "opus"]
 Precision = Literal["auto", "bfloat16", "float32"]
 
 TASKS: tuple[Task, ...] = get_args(Task)
-BUILT_TASKS: tuple[Task, ...] = ("text2music", "audio2audio")
+SOURCE_TASKS: tuple[Task, ...] = ("audio2audio", "repaint", "extend", "edit")  # those that need a source
 SCHEDULERS: tuple[SchedulerType, ...] = get_args(SchedulerType)
 CFG_TYPES: tuple[CfgType, ...] = get_args(CfgType)
 AUDIO_FORMATS: tuple[AudioFormat, ...] = get_args(AudioFormat)
@@ -34,7 +34,8 @@ def latent_frames(duration_s: float) -> int:
 class GenerationParams:
     """One song. Everything is decided: the seed is drawn, -1 durations are resolved, lists are parsed.
 
-    Units: seconds for `duration_s`; guidance scales and omega are the published pipeline's.
+    Units: seconds for what ends in `_s`; guidance scales and omega are the published pipeline's. `duration_s` is the
+    length of the whole result, also where a source decides it.
     The same params on the same checkpoint give the same music.
     """
 
@@ -58,6 +59,17 @@ class GenerationParams:
     guidance_scale_text: float = 0.0
     guidance_scale_lyric: float = 0.0
     ref_audio_strength: float = 0.5  # audio2audio: 0 keeps nothing of the reference, 1 all of it
+    retake_seed: int = 0  # of the noise that retake, repaint, extend turn to, and of all noise of edit
+    retake_variance: float = 0.5  # how far retake, repaint and extend go from the song they begin with, 0 to 1
+    repaint_start_s: float = 0.0
+    repaint_end_s: float = 0.0
+    left_extend_s: float = 0.0
+    right_extend_s: float = 0.0
+    edit_target_prompt: str = ""  # what an edited song is to become; `prompt` and `lyrics` say what it is
+    edit_target_lyrics: str = ""
+    edit_n_min: float = 0.0  # the part of the steps, 0 to 1, from which on a song is edited, ...
+    edit_n_max: float = 1.0  # ... and from which on the result is sampled without its source
+    edit_n_avg: int = 1  # draws of noise that each step of an edit averages over
     vocal_language: str | None = None  # a language for every line that does not name its own
 
     @property
@@ -68,7 +80,7 @@ class GenerationParams:
     @property
     def weakens_text(self) -> bool:
         """Whether the weakened hidden states of the prompt are used: the published pipeline asks both switches."""
-        return self.guided and self.use_erg_tag and self.use_erg_lyric
+        return self.guided and self.use_erg_tag and self.use_erg_lyric and self.task != "edit"
 
     @property
     def double_guided(self) -> bool:

@@ -37,6 +37,10 @@ class Schedule:
     def forwards(self) -> int:
         return len(self.timesteps)
 
+    def level(self, index: int) -> float:
+        """The share of noise in the latents that forward `index` sees, 0..1; 0 after the last."""
+        return (self.timesteps[index] / TRAIN_TIMESTEPS).item() if index < self.forwards else 0.0
+
 
 @dataclass(frozen=True)
 class SamplerState:

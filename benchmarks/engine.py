@@ -12,8 +12,9 @@ import torch
 from acestep_engine.audio import encode_audio
 from acestep_engine.conditioning import Conditioning, EncodeRequest
 from acestep_engine.decode import decode_latents
-from acestep_engine.engine import Engine, Failed, Finished, Song
+from acestep_engine.engine import Engine
 from acestep_engine.params import OUTPUT_SAMPLE_RATE_HZ, GenerationParams, ModelSpec
+from acestep_engine.requests import Failed, Finished, Inputs, Song
 from acestep_engine.text_encoder import TextEncoder
 from benchmarks.tables import percentile, print_table
 
@@ -50,14 +51,14 @@ class InProcess:
 
     def add(self, request_id: str, params: GenerationParams) -> None:
         """Have the engine begin a song."""
-        self.engine.add(request_id, params, self.encode(params))
+        self.engine.add(request_id, params, Inputs(self.encode(params)))
 
     def make(self, params: GenerationParams) -> tuple[float, float, float, float]:
         """Make a WAV file. Answers seconds of encoding, diffusion, decoding and writing."""
         started = time.perf_counter()
         conditioning = self.encode(params)
         encoded = time.perf_counter()
-        song = self.engine.generate(params, conditioning)
+        song = self.engine.generate(params, Inputs(conditioning))
         generated = time.perf_counter()
         encode_audio(song.audio, OUTPUT_SAMPLE_RATE_HZ, "wav", {"prompt": params.prompt})
         timings = song.timings
@@ -106,7 +107,7 @@ def _one_after_the_other(
     engine: Engine, requests: Sequence[GenerationParams], conditionings: Sequence[Conditioning]
 ) -> tuple[list[Song], float, float]:
     """The songs, and seconds of denoising and of decoding."""
-    songs = [engine.generate(params, one) for params, one in zip(requests, conditionings, strict=True)]
+    songs = [engine.generate(params, Inputs(one)) for params, one in zip(requests, conditionings, strict=True)]
     return songs, sum(song.timings.diffusion_s for song in songs), sum(song.timings.decode_s for song in songs)
 
 
@@ -115,7 +116,7 @@ def _at_once(
 ) -> tuple[list[Song], float, float]:
     """As `_one_after_the_other`, of the device's time: steps and windows of different songs alternate."""
     for number, (params, conditioning) in enumerate(zip(requests, conditionings, strict=True)):
-        engine.add(str(number), params, conditioning)
+        engine.add(str(number), params, Inputs(conditioning))
     songs: dict[str, Song] = {}
     seconds = {"diffusion": 0.0, "decoding": 0.0}
     while engine.busy:
@@ -157,9 +158,9 @@ def _print_short_among_long(maker: InProcess) -> None:
     """Short songs that come one at a time while long ones fill the engine, against first come, first served."""
     engine, conditioning = maker.engine, maker.encode(BASE)
     songs = [replace(SHORT, seed=seed) for seed in range(6)]
-    own = [_seconds(partial(engine.generate, song, conditioning)) for song in songs][1:]  # the first warms up
+    own = [_seconds(partial(engine.generate, song, Inputs(conditioning))) for song in songs][1:]  # the first warms up
     for number in range(LONG_SONGS):
-        engine.add(f"long {number}", replace(LONG, seed=number), conditioning)
+        engine.add(f"long {number}", replace(LONG, seed=number), Inputs(conditioning))
     for _ in range(5):
         engine.step()
     among = []
@@ -167,7 +168,7 @@ def _print_short_among_long(maker: InProcess) -> None:
         if not engine.busy:  # the long ones are through: they were not starved
             break
         started = time.perf_counter()
-        engine.add("short", replace(SHORT, seed=seed), conditioning)
+        engine.add("short", replace(SHORT, seed=seed), Inputs(conditioning))
         while not any(isinstance(event, Finished) and event.request_id == "short" for event in engine.step()):
             pass
         among.append(time.perf_counter() - started)
@@ -176,8 +177,8 @@ def _print_short_among_long(maker: InProcess) -> None:
         engine.abort(f"long {number}")
     started = time.perf_counter()
     for number in range(LONG_SONGS):
-        engine.generate(replace(LONG, seed=number), conditioning)
-    engine.generate(SHORT, conditioning)
+        engine.generate(replace(LONG, seed=number), Inputs(conditioning))
+    engine.generate(SHORT, Inputs(conditioning))
     first_come = time.perf_counter() - started
     alone = median(own)
     rows = [

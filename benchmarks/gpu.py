@@ -23,12 +23,13 @@ from acestep_engine.batch import Share
 from acestep_engine.conditioning import Conditioning
 from acestep_engine.decode import decode_latents
 from acestep_engine.devices import describe_device, pick_device, pick_dtype, synchronize
-from acestep_engine.engine import Engine, Failed, Finished
+from acestep_engine.engine import Engine
 from acestep_engine.model.autoencoder import MusicAutoencoder, build_dcae, build_vocoder
 from acestep_engine.model.mel import LogMel, MelConfig
 from acestep_engine.model.transformer import Transformer, TransformerConfig
 from acestep_engine.params import GenerationParams, ModelSpec, latent_frames
-from acestep_engine.tasks import Query
+from acestep_engine.requests import Failed, Finished, Inputs
+from acestep_engine.tasks.state import Query
 from benchmarks.tables import print_table
 
 MANIFEST = Path(__file__).parent.parent / "tests" / "golden" / "manifest-v1-3.5b.json"
@@ -106,8 +107,8 @@ def _print_song(engine: Engine, peak: float) -> None:
     rows = []
     for steps in (27, 60):
         params = replace(SONG, steps=steps)
-        engine.generate(params, _conditioning(engine))
-        songs = [engine.generate(params, _conditioning(engine)) for _ in range(REPEATS)]
+        engine.generate(params, Inputs(_conditioning(engine)))
+        songs = [engine.generate(params, Inputs(_conditioning(engine))) for _ in range(REPEATS)]
         denoising = median(song.timings.diffusion_s for song in songs)
         decoding = median(song.timings.decode_s for song in songs)
         floor_s = _song_floor_s(engine, params, peak)
@@ -153,14 +154,14 @@ def _turned(caller: int) -> Sequence[tuple[float, int]]:
 def _serve(engine: Engine, requests: Sequence[Sequence[GenerationParams]]) -> None:
     waiting = [list(of_one) for of_one in requests]
     for caller, of_one in enumerate(waiting):
-        engine.add(str(caller), of_one.pop(0), _conditioning(engine))
+        engine.add(str(caller), of_one.pop(0), Inputs(_conditioning(engine)))
     while engine.busy:
         for event in engine.step():
             if isinstance(event, Failed):
                 raise event.error
             of_caller = waiting[int(event.request_id)]
             if isinstance(event, Finished) and of_caller:
-                engine.add(event.request_id, of_caller.pop(0), _conditioning(engine))
+                engine.add(event.request_id, of_caller.pop(0), Inputs(_conditioning(engine)))
 
 
 def _song_floor_s(engine: Engine, params: GenerationParams, peak: float) -> float:

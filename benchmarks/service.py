@@ -19,8 +19,8 @@ from statistics import median, quantiles
 import httpx
 
 from acestep_engine.audio import encode_audio
-from acestep_engine.engine import Failed, Finished
 from acestep_engine.params import OUTPUT_SAMPLE_RATE_HZ, GenerationParams, ModelSpec
+from acestep_engine.requests import Failed, Finished
 from benchmarks.engine import BASE, InProcess
 from benchmarks.tables import percentile, print_table
 

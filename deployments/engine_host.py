@@ -15,12 +15,11 @@ from pathlib import Path
 
 import torch
 
-from acestep_engine.audio import SourceAudio
-from acestep_engine.conditioning import Conditioning
 from acestep_engine.devices import describe_device, free_memory, keep_freed_memory
 from acestep_engine.download import ensure_checkpoint
-from acestep_engine.engine import Engine, Failed, Finished, Moved, Song
+from acestep_engine.engine import Engine
 from acestep_engine.params import GenerationParams, ModelSpec, Progress
+from acestep_engine.requests import Failed, Finished, Inputs, Moved, Song
 from deployments.cpus import available_cpus
 from deployments.failures import GpuMemoryError, ReplicaBrokenError, SharedStepError
 from deployments.messages import ReplicaState
@@ -35,8 +34,7 @@ class Call:
     call_id: str
     spec: ModelSpec
     params: GenerationParams
-    conditioning: Conditioning
-    source: SourceAudio | None
+    inputs: Inputs
     on_progress: Callable[[Progress], None]
     song: "Future[Song]"
 
@@ -160,7 +158,7 @@ class EngineHost:
         if not call.song.set_running_or_notify_cancel():
             return
         try:
-            self._engine_for(call.spec).add(call.call_id, call.params, call.conditioning, call.source)
+            self._engine_for(call.spec).add(call.call_id, call.params, call.inputs)
         except Exception as error:  # noqa: BLE001  as above
             call.song.set_exception(self._judge(error))
         else:

@@ -19,11 +19,12 @@ from ray.serve.exceptions import RayServeException
 from acestep_engine.audio import AudioLimits, encode_audio, read_audio
 from acestep_engine.conditioning import Conditioning
 from acestep_engine.params import OUTPUT_SAMPLE_RATE_HZ, ModelSpec, Progress
+from acestep_engine.requests import Inputs
 from deployments.failures import ReplicaBrokenError
 from deployments.messages import JOB_MANAGER, ByteArray, Rendered, RenderJob
 
 if TYPE_CHECKING:  # they take seconds to import, and only the replica needs them
-    from acestep_engine.engine import Song
+    from acestep_engine.requests import Song
     from deployments.engine_host import EngineHost
 
 PROGRESS_INTERVAL_S = 0.1  # of one call, as long as there are few
@@ -107,7 +108,7 @@ class Generator:
         song.add_done_callback(listener.note_end)
         # Not the job's id alone: an earlier attempt may still be on its way out.
         call_id = f"{job.request_id}/{next(self._numbers)}"
-        call = Call(call_id, spec, job.params, conditioning, reference, listener.note, song)
+        call = Call(call_id, spec, job.params, Inputs(conditioning, source=reference), listener.note, song)
         self._host.submit(call)
         self._calls += 1
         try:

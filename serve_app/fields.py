@@ -8,12 +8,13 @@ from typing import Annotated
 from pydantic import AfterValidator, BeforeValidator, ValidationInfo, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from acestep_engine.params import BUILT_TASKS, MAX_DURATION_S, MAX_SEED, MAX_STEPS, AudioFormat, Task
+from acestep_engine.params import MAX_DURATION_S, MAX_SEED, MAX_STEPS, AudioFormat, Task
 from serve_app.printable import show
 
 MIN_DURATION_S = 1.0
 MAX_SEEDS_LISTED = 64
 MAX_LISTED = 200  # entries of a list that are looked at
+SERVED_TASKS: tuple[Task, ...] = ("text2music", "audio2audio")
 CONTEXT_FORM = "form"  # validation context: values are a form's strings, not JSON
 
 
@@ -153,9 +154,9 @@ def duration(seconds: float) -> float:
 
 
 def built(task: Task) -> Task:
-    if task in BUILT_TASKS:
+    if task in SERVED_TASKS:
         return task
-    raise refuse(f"the task '{task}' is not built in this version; the tasks are {', '.join(BUILT_TASKS)}")
+    raise refuse(f"the task '{task}' is not built in this version; the tasks are {', '.join(SERVED_TASKS)}")
 
 
 def no_adapter(name: str) -> str:

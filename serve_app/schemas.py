@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from pydantic_core import ErrorDetails
 
 from acestep_engine.params import (
-    BUILT_TASKS,
     MAX_DURATION_S,
     MAX_STEPS,
     AudioFormat,
@@ -22,6 +21,7 @@ from acestep_engine.params import (
 from serve_app.fields import (
     CONTEXT_FORM,
     MAX_SEEDS_LISTED,
+    SERVED_TASKS,
     Adapter,
     BuiltTask,
     Duration,
@@ -127,7 +127,7 @@ class GenerateRequest(BaseModel):
     task: BuiltTask = Field(
         "text2music",
         description="text2music, or audio2audio (which is what audio2audio_enable stands for).",
-        json_schema_extra={"enum": [*BUILT_TASKS]},
+        json_schema_extra={"enum": [*SERVED_TASKS]},
     )
     batch_size: Whole = Field(1, ge=1, le=1, description="Songs per request. This server makes one.")
 

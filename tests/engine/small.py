@@ -19,7 +19,7 @@ from acestep_engine.model.mel import LogMel, MelConfig
 from acestep_engine.model.packing import Context, Packing, pack
 from acestep_engine.model.transformer import Transformer, TransformerConfig
 from acestep_engine.params import ModelSpec
-from acestep_engine.tasks import Query
+from acestep_engine.tasks.state import Query
 
 CPU = torch.device("cpu")
 

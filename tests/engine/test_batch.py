@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from acestep_engine.batch import KEPT_MODULATIONS, KEPT_PACKINGS, Share
 from acestep_engine.model.packing import Context, Packing, pack
-from acestep_engine.tasks import Query
+from acestep_engine.tasks.state import Query
 from tests.engine.small import Ask, batch, context, latents, small_transformer
 from tests.parity import relative_error
 

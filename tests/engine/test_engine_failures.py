@@ -14,8 +14,9 @@ from torch import nn
 from acestep_engine import guidance
 from acestep_engine.context import ContextBuilder
 from acestep_engine.decode import Decoding
-from acestep_engine.errors import NumericalError, ParameterError
+from acestep_engine.errors import LatentShapeError, NumericalError, ParameterError
 from acestep_engine.model.packing import Context, Packing
+from acestep_engine.requests import Inputs
 from tests.engine.small import conditioning, small_autoencoder, small_engine, small_transformer
 from tests.engine.wishes import (
     KINDS,
@@ -52,7 +53,7 @@ def test_a_request_whose_conditioning_is_not_finite_fails_alone() -> None:
     for duration_s in (0.1, 0.5, 2.0):
         engine = small_engine()
         broken = replace(conditioning(), text=np.full_like(conditioning().text, nan))
-        engine.add("broken", replace(PARAMS, duration_s=duration_s), broken)
+        engine.add("broken", replace(PARAMS, duration_s=duration_s), Inputs(broken))
         events = run(engine, KINDS)
         assert_as_alone(songs(events), KINDS)
         (error,) = failures(events).values()
@@ -68,7 +69,7 @@ def test_a_request_whose_conditioning_is_not_finite_fails_alone() -> None:
 )
 def test_conditioning_that_does_not_fit_the_model_fails_alone(unfit: np.ndarray[Any, np.dtype[np.float32]]) -> None:
     engine = small_engine()
-    engine.add("unfit", PARAMS, replace(conditioning(), text=unfit))
+    engine.add("unfit", PARAMS, Inputs(replace(conditioning(), text=unfit)))
     events = run(engine, {"other": KINDS["usual"]})
     assert failures(events).keys() == {"unfit"}
     assert_as_alone(songs(events), {"other": KINDS["usual"]})
@@ -76,19 +77,21 @@ def test_conditioning_that_does_not_fit_the_model_fails_alone(unfit: np.ndarray[
 
 def test_lyrics_of_another_vocabulary_fail_alone() -> None:
     engine = small_engine()
-    engine.add("unfit", PARAMS, replace(conditioning(), lyric_ids=np.array([5000] * 7)))
+    engine.add("unfit", PARAMS, Inputs(replace(conditioning(), lyric_ids=np.array([5000] * 7))))
     events = run(engine, {"other": KINDS["usual"]})
     assert failures(events).keys() == {"unfit"}
     assert_as_alone(songs(events), {"other": KINDS["usual"]})
 
 
-def test_a_task_that_is_not_built_fails_alone() -> None:
+def test_a_request_that_lacks_what_its_task_needs_fails_alone() -> None:
     engine = small_engine()
-    engine.add("repaint", replace(PARAMS, task="repaint"), conditioning())
-    engine.add("no source", replace(PARAMS, task="audio2audio"), conditioning())
+    engine.add("no source", replace(PARAMS, task="repaint"), Inputs(conditioning()))
+    latents = np.zeros((8, 16, 5), np.float32)
+    engine.add("no target", replace(PARAMS, task="edit"), Inputs(conditioning(), source=latents))
+    engine.add("no latents", replace(PARAMS, task="edit"), Inputs(conditioning(), source=latents[:4]))
     events = run(engine, {"other": KINDS["usual"]})
-    assert {type(error) for error in failures(events).values()} == {ParameterError}
-    assert failures(events).keys() == {"repaint", "no source"}
+    found = {name: type(error) for name, error in failures(events).items()}
+    assert found == {"no source": ParameterError, "no target": ParameterError, "no latents": LatentShapeError}
     assert_as_alone(songs(events), {"other": KINDS["usual"]})
 
 
@@ -214,8 +217,8 @@ def test_a_failure_holds_no_tensors() -> None:
     engine, culprit = small_engine(), Wish(replace(PARAMS, duration_s=2.0))
     with before_forwards(refuse_width(21)):
         events = run(engine, {"culprit": culprit, "other": KINDS["usual"]}) + run(engine, {"culprit alone": culprit})
-    engine.add("broken", PARAMS, replace(conditioning(), text=np.full_like(conditioning().text, nan)))
-    engine.add("unfit", replace(PARAMS, task="repaint"), conditioning())
+    engine.add("broken", PARAMS, Inputs(replace(conditioning(), text=np.full_like(conditioning().text, nan))))
+    engine.add("unfit", replace(PARAMS, task="repaint"), Inputs(conditioning()))
     errors = failures(events + drain(engine))
     assert errors.keys() == {"culprit", "culprit alone", "broken", "unfit"}
     assert [error.__traceback__ for error in errors.values()] == [None] * 4

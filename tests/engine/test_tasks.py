@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 
 from acestep_engine import tasks
 from acestep_engine.errors import ParameterError
-from acestep_engine.params import SCHEDULERS, GenerationParams, SchedulerType, latent_frames
-from acestep_engine.tasks import CONDITIONED, ERG_QUERY_SCALE, TEXT_ONLY, UNCONDITIONED, TaskState
+from acestep_engine.params import SCHEDULERS, SOURCE_TASKS, GenerationParams, SchedulerType, Task, latent_frames
+from acestep_engine.tasks.edit import SOURCE, SOURCE_NOTHING, TARGET, TARGET_NOTHING
+from acestep_engine.tasks.guided import ERG_QUERY_SCALE
+from acestep_engine.tasks.state import CONDITIONED, TEXT_ONLY, UNCONDITIONED, TaskState
 
 CPU = torch.device("cpu")
 PARAMS = GenerationParams("funk", "", 4.0, seed=1, steps=8)
@@ -118,11 +120,129 @@ def test_noise_is_never_left_without_a_step_to_remove_it() -> None:
     assert begin(replace(PARAMS, task="audio2audio", ref_audio_strength=0.95), REFERENCE).forwards == 1
 
 
-def test_audio2audio_without_a_reference_is_refused() -> None:
-    with pytest.raises(ParameterError, match="ref_audio_input"):
-        begin(replace(PARAMS, task="audio2audio"))
+@pytest.mark.parametrize("task", SOURCE_TASKS)
+def test_a_task_without_the_source_it_needs_is_refused(task: Task) -> None:
+    with pytest.raises(ParameterError, match=f"{task} needs a source"):
+        begin(replace(PARAMS, task=task))
 
 
-def test_a_task_that_is_not_built_says_which_are() -> None:
-    with pytest.raises(ParameterError, match="text2music, audio2audio"):
-        begin(replace(PARAMS, task="repaint"))
+@pytest.mark.parametrize("task", [*SOURCE_TASKS, "retake"])
+def test_the_rows_left_and_the_forwards_done_of_every_task_add_up(task: Task) -> None:
+    params = replace(PARAMS, task=task, edit_n_min=0.2, edit_n_max=0.7, edit_n_avg=3, repaint_end_s=0.5)
+    state = begin(replace(params, right_extend_s=1.0, duration_s=3.0, steps=7), REFERENCE)
+    left, asked = [], []
+    for done in range(state.forwards):
+        assert state.forwards_done == done
+        left.append(state.rows_left)
+        asked.append(len(state.queries()))
+        velocities = [torch.full_like(query.latents, 0.5) for query in state.queries()]
+        again = state.advance(velocities)
+        state = state.advance(velocities)
+        torch.testing.assert_close(again.latents, state.latents, rtol=0, atol=0)
+    assert left == [sum(asked[i:]) for i in range(len(asked))]
+    assert state.forwards_done == state.forwards
+
+
+RETAKE = replace(PARAMS, task="retake", retake_seed=9)
+
+
+def test_a_retake_begins_between_the_noises_of_its_two_seeds() -> None:
+    first, other = begin(PARAMS).latents, begin(replace(PARAMS, seed=9)).latents
+    torch.testing.assert_close(begin(replace(RETAKE, retake_variance=0.0)).latents, first)
+    torch.testing.assert_close(begin(replace(RETAKE, retake_variance=1.0)).latents, other)
+    halfway = begin(replace(RETAKE, retake_variance=0.5)).latents
+    torch.testing.assert_close(halfway, (first + other) / 2**0.5)
+
+
+REPAINT = replace(PARAMS, task="repaint", retake_seed=3, repaint_start_s=0.4, repaint_end_s=0.8)  # frames 4 to 8 of 12
+
+
+def finished(task: TaskState) -> torch.Tensor:
+    """The latents after forwards that all answer with the same noise."""
+    velocity = torch.randn(task.latents.shape, generator=torch.Generator().manual_seed(8))
+    while task.forwards_done < task.forwards:
+        task = task.advance([velocity + query.row for query in task.queries()])
+    return task.latents
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_what_is_not_repainted_is_the_source_to_the_last_bit(scheduler: SchedulerType) -> None:
+    latents = finished(begin(replace(REPAINT, scheduler=scheduler), REFERENCE))
+    changed = (latents != REFERENCE).any(dim=0).any(dim=0)
+    assert changed.nonzero().flatten().tolist() == [4, 5, 6, 7]
+
+
+def test_the_smaller_the_variance_the_fewer_steps_and_the_closer_to_the_source() -> None:
+    found = [begin(replace(REPAINT, retake_variance=v), REFERENCE) for v in (1.0, 0.5, 0.25, 0.0)]
+    assert [task.forwards for task in found] == [8, 4, 2, 1]
+    distances = [(task.latents - REFERENCE).norm().item() for task in found]
+    assert distances == sorted(distances, reverse=True)
+
+
+def test_repainting_all_of_a_song_is_a_retake_of_its_length() -> None:
+    whole = begin(replace(REPAINT, repaint_start_s=0.0, repaint_end_s=1.2), REFERENCE)
+    assert whole.latents.shape == REFERENCE.shape
+    retake = begin(replace(RETAKE, retake_seed=3, duration_s=1.2))
+    torch.testing.assert_close(whole.latents, retake.latents, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("start_s", "end_s"), [(0.8, 0.4), (0.5, 0.5), (0.4, 2.0), (-1.0, 0.5)])
+def test_a_range_that_is_not_in_the_source_is_refused(start_s: float, end_s: float) -> None:
+    with pytest.raises(ParameterError, match="repaint_end"):
+        begin(replace(REPAINT, repaint_start_s=start_s, repaint_end_s=end_s), REFERENCE)
+
+
+EXTEND = replace(PARAMS, task="extend", retake_seed=3, retake_variance=1.0)
+
+
+@pytest.mark.parametrize(("left_s", "right_s"), [(0.5, 0.0), (0.0, 0.5), (0.5, 1.0), (9.0, 0.3), (0.0, 30.0)])
+def test_an_extended_song_holds_its_source_to_the_last_bit(left_s: float, right_s: float) -> None:
+    duration_s = REFERENCE.shape[-1] * 4096 / 44_100 + left_s + right_s
+    task = begin(replace(EXTEND, left_extend_s=left_s, right_extend_s=right_s, duration_s=duration_s), REFERENCE)
+    latents = finished(task)
+    assert latents.shape[-1] in (latent_frames(duration_s), latent_frames(duration_s) - 1)
+    left = latent_frames(left_s)
+    kept = latents[..., left : left + REFERENCE.shape[-1]]
+    torch.testing.assert_close(kept, REFERENCE, rtol=0, atol=0)
+    added = torch.cat([latents[..., :left], latents[..., left + REFERENCE.shape[-1] :]], dim=-1)
+    assert added.shape[-1] > 0
+    assert added.unique(dim=-1).shape == added.shape  # no noise is used twice
+
+
+def test_extending_past_the_longest_song_or_by_nothing_is_refused() -> None:
+    with pytest.raises(ParameterError, match="240 s"):
+        begin(replace(EXTEND, right_extend_s=239.0, duration_s=240.2), REFERENCE)
+    with pytest.raises(ParameterError, match="nothing to add"):
+        begin(EXTEND, REFERENCE)
+
+
+EDIT = replace(PARAMS, task="edit", retake_seed=3)
+
+
+def contexts(task: TaskState) -> list[list[int]]:
+    """The contexts that each forward of a whole request asks for."""
+    asked = []
+    while task.forwards_done < task.forwards:
+        queries = task.queries()
+        asked.append([query.context for query in queries])
+        task = task.advance([torch.ones_like(query.latents) for query in queries])
+    return asked
+
+
+def test_an_edit_compares_source_and_target_and_then_samples_the_target() -> None:
+    asked = contexts(begin(replace(EDIT, edit_n_min=0.25, edit_n_max=0.5, edit_n_avg=2), REFERENCE))
+    both = [SOURCE, SOURCE_NOTHING, TARGET, TARGET_NOTHING]
+    assert asked == [both] * 4 + [[TARGET, TARGET_NOTHING]] * 4
+    assert contexts(begin(replace(EDIT, guidance_scale=1.0), REFERENCE)) == [[SOURCE, TARGET]] * 8
+
+
+def test_an_edit_to_what_the_source_is_already_changes_nothing() -> None:
+    task = begin(replace(EDIT, guidance_scale=1.0), REFERENCE)
+    while task.forwards_done < task.forwards:
+        task = task.advance([torch.ones_like(query.latents) for query in task.queries()])
+    torch.testing.assert_close(task.latents, REFERENCE, rtol=0, atol=0)
+
+
+def test_an_edit_that_ends_before_it_begins_is_refused() -> None:
+    with pytest.raises(ParameterError, match="edit_n_max"):
+        begin(replace(EDIT, edit_n_min=0.6, edit_n_max=0.5), REFERENCE)

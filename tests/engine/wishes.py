@@ -12,9 +12,10 @@ from torch import nn
 
 from acestep_engine.audio import SourceAudio
 from acestep_engine.conditioning import Conditioning
-from acestep_engine.engine import Engine, Event, Failed, Finished, Moved, Song
+from acestep_engine.engine import Engine
 from acestep_engine.model.packing import Packing
 from acestep_engine.params import GenerationParams, Progress
+from acestep_engine.requests import Event, Failed, Finished, Inputs, Moved, Song
 from tests.engine.small import conditioning, small_engine, small_transformer
 from tests.parity import relative_error
 
@@ -37,6 +38,11 @@ class Wish:
         return conditioning(self.prompt, lyric_tokens=self.lyric_tokens)
 
     @property
+    def inputs(self) -> Inputs:
+        target = conditioning(self.prompt + 1, text_tokens=4, lyric_tokens=2) if self.params.task == "edit" else None
+        return Inputs(self.conditioning, target, self.source)
+
+    @property
     def source(self) -> SourceAudio | None:
         if self.source_seed is None:
             return None
@@ -44,12 +50,12 @@ class Wish:
         return SourceAudio(0.1 * noise, 44_100)
 
     def add_to(self, engine: Engine, request_id: str) -> None:
-        engine.add(request_id, self.params, self.conditioning, self.source, self.priority)
+        engine.add(request_id, self.params, self.inputs, self.priority)
 
 
 @cache
 def alone(wish: Wish) -> Song:
-    return small_engine().generate(wish.params, wish.conditioning, wish.source)
+    return small_engine().generate(wish.params, wish.inputs)
 
 
 PARAMS = GenerationParams("", "", 0.5, seed=1, steps=4)
@@ -67,6 +73,20 @@ KINDS = {
     "decaying": Wish(replace(PARAMS, guidance_interval=1.0, guidance_interval_decay=0.7, steps=5, seed=9), prompt=7),
     "picked steps": Wish(replace(PARAMS, oss_steps=(1, 3, 4, 7), seed=10), prompt=8),
     "from audio": Wish(replace(PARAMS, task="audio2audio", ref_audio_strength=0.4, seed=11), source_seed=1),
+    "retake": Wish(replace(PARAMS, task="retake", retake_seed=1, retake_variance=0.3, seed=12)),
+    "repaint": Wish(
+        replace(PARAMS, task="repaint", repaint_start_s=0.1, repaint_end_s=0.3, retake_seed=2, seed=13), source_seed=2
+    ),
+    "extended": Wish(
+        replace(PARAMS, task="extend", left_extend_s=0.2, right_extend_s=0.9, duration_s=1.6, retake_variance=1.0),
+        prompt=9,
+        source_seed=3,
+    ),
+    "edited": Wish(
+        replace(PARAMS, task="edit", edit_n_min=0.25, edit_n_max=0.75, edit_n_avg=2, retake_seed=4),
+        prompt=10,
+        source_seed=4,
+    ),
 }
 
 
