@@ -16,12 +16,12 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
-from acestep_engine.audio import AudioLimits, encode_audio, read_audio
+from acestep_engine.audio import AudioLimits, SourceAudio, encode_audio, read_audio
 from acestep_engine.conditioning import Conditioning
 from acestep_engine.params import OUTPUT_SAMPLE_RATE_HZ, ModelSpec, Progress
-from acestep_engine.requests import Inputs
+from acestep_engine.requests import Inputs, Latents
 from deployments.failures import ReplicaBrokenError
-from deployments.messages import JOB_MANAGER, ByteArray, Rendered, RenderJob
+from deployments.messages import JOB_MANAGER, ByteArray, Rendered, RenderJob, is_latents
 
 if TYPE_CHECKING:  # they take seconds to import, and only the replica needs them
     from acestep_engine.requests import Song
@@ -91,24 +91,27 @@ class Generator:
         self._reporting = asyncio.create_task(self._report_again_and_again())
 
     async def generate(
-        self, spec: ModelSpec, job: RenderJob, conditioning: "Conditioning", source: ByteArray | None = None
+        self,
+        spec: ModelSpec,
+        job: RenderJob,
+        conditioning: "Conditioning",
+        target: "Conditioning | None" = None,
+        source: ByteArray | Latents | None = None,
     ) -> AsyncIterator[Progress | Rendered]:
         """Progress, the first at once and then at most ten a second, and at last one Rendered.
 
-        `source` is the reference's audio file. Cancelling aborts within one step. Raises EngineError, GpuMemoryError,
-        or ReplicaBrokenError.
+        `target` is what a song is edited to, `source` an audio file or latents. Cancelling aborts within one step.
+        Raises EngineError, GpuMemoryError, or ReplicaBrokenError.
         """
         from deployments.engine_host import Call
 
         yield Progress("encoding")
-        reference = None
-        if source is not None:
-            reference = await self._in_thread(lambda: read_audio(source.data, self._limits))
+        begun_from = source if source is None or is_latents(source) else await self._read_audio(source.data)
         listener, song = _Listener(), Future["Song"]()
         song.add_done_callback(listener.note_end)
         # Not the job's id alone: an earlier attempt may still be on its way out.
         call_id = f"{job.request_id}/{next(self._numbers)}"
-        call = Call(call_id, spec, job.params, Inputs(conditioning, source=reference), listener.note, song)
+        call = Call(call_id, spec, job.params, Inputs(conditioning, target, begun_from), listener.note, song)
         self._host.submit(call)
         self._calls += 1
         try:
@@ -145,6 +148,9 @@ class Generator:
         if hasattr(self, "_reporting"):
             self._reporting.cancel()
             self._host.close()
+
+    async def _read_audio(self, file: memoryview) -> SourceAudio:
+        return await self._in_thread(lambda: read_audio(file, self._limits))
 
     async def _hear(self, listener: _Listener) -> None:
         """Until there is news of a call; now and then all the same, while it is paused for others."""

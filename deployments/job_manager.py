@@ -15,9 +15,9 @@ from ray.serve.handle import DeploymentHandle
 from acestep_engine.params import Progress
 from deployments.failures import CANCELLED, EXPIRED
 from deployments.fleet import Fleet
+from deployments.live_jobs import LiveJob
 from deployments.messages import (
     AudioFile,
-    ByteArray,
     JobEndedError,
     JobFailedError,
     JobNotEndedError,
@@ -28,12 +28,14 @@ from deployments.messages import (
     ReplicaState,
     ServiceError,
     ServiceStatus,
+    SongNotFoundError,
+    Source,
     StorageError,
     Submission,
 )
 from deployments.models import Models
 from deployments.results import Folders, JobFiles
-from deployments.runner import LiveJob, Runner
+from deployments.runner import Runner
 from deployments.state_lock import StateLock
 from deployments.store.protocol import Ending, JobRow, JobStore
 from deployments.store.sqlite import SqliteStore
@@ -78,10 +80,17 @@ class JobManager:
         self._store: JobStore = await SqliteStore.open(config.folders.store)
         self._fleet = Fleet(self._store, config.models, config.build_id, generator, text_encoder)
         self._runner = Runner(
-            self._store, self._files, self._fleet, generator, text_encoder, config.job_timeout_s, self._on_end
+            self._store,
+            self._files,
+            self._fleet,
+            generator,
+            text_encoder,
+            config.job_timeout_s,
+            on_place=self._on_place,
+            on_end=self._on_end,
         )
         self._jobs: dict[str, LiveJob] = {}  # all that have not ended
-        self._waiting = WaitingJobs(config.max_in_flight_per_size)  # those of them that nobody runs yet
+        self._waiting = WaitingJobs(config.max_in_flight_per_size)  # those with songs that nobody makes yet
         self._arriving: set[str] = set()  # submissions that are being written
         self._model_changes = 0  # that are under way: no job starts meanwhile
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -89,7 +98,7 @@ class JobManager:
         self._spawn(self._clean_up())
 
     async def submit(self, submission: Submission) -> JobView:
-        """Accept a job; it is on the disk when this returns. Raises QueueFullError, StorageError."""
+        """Accept a job; it is on the disk when this returns. Raises QueueFullError, SourceGoneError, StorageError."""
         return self._view(await self._accept(submission))
 
     async def submit_and_wait(
@@ -97,16 +106,13 @@ class JobManager:
     ) -> AsyncIterator[JobView | AudioFile]:
         """The job as it is accepted, then as it has ended or stands after `timeout_s`. Raises as `submit`.
 
-        With `wants_audio`, a job that completed comes as an AudioFile.
+        With `wants_audio`, a job that completed comes as the AudioFile of its first song.
         """
         job = await self._accept(submission)
         yield self._view(job)
         await job.wait(timeout_s)
         view = self._view(job)
-        if wants_audio and view.outcome == "completed" and job.audio is not None:
-            yield AudioFile(view, job.audio)
-        else:
-            yield view
+        yield await self._audio_file(view, 0) if wants_audio and view.outcome == "completed" else view
 
     async def status(self, request_id: str) -> JobView:
         """Raises JobNotFoundError."""
@@ -121,21 +127,29 @@ class JobManager:
         await job.wait(timeout_s)
         return self._view(job)
 
-    async def result(self, request_id: str) -> AudioFile:
-        """The audio of a completed job. Raises JobNotFoundError, JobNotEndedError, JobFailedError."""
+    async def result(self, request_id: str, index: int = 0) -> AudioFile:
+        """The audio of one song of a completed job.
+
+        Raises JobNotFoundError, JobNotEndedError, JobFailedError, SongNotFoundError.
+        """
         view = await self.status(request_id)
         if not view.ended:
             raise JobNotEndedError(view)
         if view.outcome != "completed":
             raise JobFailedError(view)
+        return await self._audio_file(view, index)
+
+    async def _audio_file(self, view: JobView, index: int) -> AudioFile:
+        if not 0 <= index < len(view.songs):
+            raise SongNotFoundError(index, len(view.songs))
         try:
-            audio = await asyncio.to_thread(self._files.read_result, request_id, view.audio_format)
+            audio = await asyncio.to_thread(self._files.read_audio, view.request_id, index, view.audio_format)
         except FileNotFoundError:
             gone = dataclasses.replace(
-                view, outcome="expired", error=EXPIRED.sentence, error_code=EXPIRED.code, result=None
+                view, outcome="expired", error=EXPIRED.sentence, error_code=EXPIRED.code, results=()
             )
             raise JobFailedError(gone) from None
-        return AudioFile(view, audio)
+        return AudioFile(view, audio, index)
 
     async def cancel(self, request_id: str) -> JobView:
         """End a job that waits or runs; a cancelled one stays as it is. Raises JobNotFoundError, JobEndedError."""
@@ -191,7 +205,7 @@ class JobManager:
         self._lock.release()
 
     async def _accept(self, submission: Submission) -> LiveJob:
-        """Raises QueueFullError, StorageError."""
+        """Raises QueueFullError, SourceGoneError, StorageError."""
         waiting = len(self._waiting) + len(self._arriving)
         if waiting >= self._config.queue_size:
             raise QueueFullError(waiting, self._config.queue_size, self._runner.expected_wait_s(1))
@@ -202,19 +216,20 @@ class JobManager:
             request_id=request_id,
             status="pending",
             created_at=time.time(),
-            params=submission.params,
+            songs=submission.songs,
             audio_format=submission.audio_format,
             request_json=submission.request_json,
             save_file=submission.save_file,
-            has_source=submission.source is not None,
         )
         self._arriving.add(request_id)
         return await self._to_its_end(self._keep(row, submission.source))
 
-    async def _keep(self, row: JobRow, source: ByteArray | None) -> LiveJob:
+    async def _keep(self, row: JobRow, source: Source | None) -> LiveJob:
         asked_id = row.request_id
         try:
-            while not await self._write(row, source):  # one that has ended has this id
+            if source is not None:
+                row = dataclasses.replace(row, source=await self._keep_source(source))
+            while not await self._store.add(row):  # one that has ended has this id
                 row = dataclasses.replace(row, request_id=uuid.uuid4().hex)
             job = self._enqueue(row)
         finally:
@@ -222,45 +237,38 @@ class JobManager:
         self._start_jobs()
         return job
 
-    async def _write(self, row: JobRow, source: ByteArray | None) -> bool:
-        """Bring a job to the disk. False if another one has its id."""
-        if source is None:
-            return await self._store.add(row)
+    async def _keep_source(self, source: Source) -> str:
         try:
-            await asyncio.to_thread(self._files.write_source, row.request_id, source)
+            return await asyncio.to_thread(self._files.keep_source, source)
         except OSError as error:
             raise StorageError(f"the uploaded audio cannot be kept: {error.strerror}") from error
-        added = False
-        try:
-            added = await self._store.add(row)
-        finally:
-            if not added:
-                await asyncio.to_thread(self._files.remove_source, row.request_id)
-        return added
 
     async def _recover(self) -> None:
         await self._fleet.restore()
         rows = await self._store.unfinished()
         for row in rows:
             self._enqueue(dataclasses.replace(row, status="pending", started_at=None))
-        await asyncio.to_thread(self._files.remove_sources_except, {row.request_id for row in rows})
         if rows:
             logger.info("%d jobs of an earlier run wait again", len(rows))
         self._start_jobs()
 
     def _enqueue(self, row: JobRow) -> LiveJob:
         job = self._jobs[row.request_id] = LiveJob(row)
-        self._waiting.add(row.request_id, row.params.duration_s)
+        self._waiting.add(row.request_id, job.duration_s, len(job.songs))
         return job
 
     def _start_jobs(self) -> None:
-        """Start every job that may. Serve sees those that wait for a Generator as demand to scale on."""
+        """Start every song that may. Serve sees those that wait for a Generator as demand to scale on."""
         while not self._model_changes and (request_id := self._waiting.start_next()) is not None:
-            self._spawn(self._run(self._jobs[request_id]))
+            job = self._jobs[request_id]
+            if not job.running:
+                job.running = True
+                self._spawn(self._runner.run(job))
+            job.grant_place()
 
-    async def _run(self, job: LiveJob) -> None:
-        await self._runner.run(job)  # raises only when the service stops: then no other job may start
-        self._waiting.end(job.row.params.duration_s)
+    def _on_place(self, job: LiveJob) -> None:
+        job.places -= 1
+        self._waiting.end(job.duration_s)
         self._start_jobs()
 
     def _on_end(self, job: LiveJob) -> None:
@@ -273,7 +281,8 @@ class JobManager:
             try:
                 await self._store.expire_results(now - self._config.result_ttl_s)
                 await self._store.remove_ended(now - self._config.row_ttl_s)
-                await asyncio.to_thread(self._files.remove_results, now - self._config.result_ttl_s)
+                needed = {job.row.source or "" for job in self._jobs.values()}
+                await asyncio.to_thread(self._files.remove_old, now - self._config.result_ttl_s, needed)
             except (StorageError, OSError) as error:
                 logger.warning("old results could not be removed: %s", error)
             await asyncio.sleep(CLEANUP_INTERVAL_S)
@@ -319,7 +328,7 @@ def _view_of(row: JobRow, position: int | None, progress: Progress | None) -> Jo
         created_at=row.created_at,
         audio_format=row.audio_format,
         request_json=row.request_json,
-        seed=row.params.seed,
+        songs=row.songs,
         outcome=row.outcome,
         started_at=row.started_at,
         completed_at=row.completed_at,
@@ -327,5 +336,5 @@ def _view_of(row: JobRow, position: int | None, progress: Progress | None) -> Jo
         progress=progress,
         error=EXPIRED.sentence if expired else row.error,
         error_code=EXPIRED.code if expired else row.error_code,
-        result=None if expired else row.result,
+        results=() if expired else row.results,
     )

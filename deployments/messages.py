@@ -4,16 +4,23 @@ Bytes travel as one-dimensional uint8 arrays: numpy crosses Ray's object store w
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 
-from acestep_engine.params import AudioFormat, GenerationParams, Progress, Timings
+from acestep_engine.params import AudioFormat, GenerationParams, Progress, Task, Timings
+from acestep_engine.requests import Latents
 
 JOB_MANAGER = "JobManager"  # its name among the deployments
 
 ByteArray = npt.NDArray[np.uint8]
+
+
+def is_latents(source: ByteArray | Latents) -> TypeGuard[Latents]:
+    """Whether a source is latents; else it is an encoded audio file."""
+    return source.dtype == np.float32
+
 
 Status = Literal["pending", "processing", "completed", "failed"]
 Outcome = Literal["completed", "failed", "cancelled", "expired"]
@@ -21,25 +28,61 @@ ENDED: tuple[Status, ...] = ("completed", "failed")
 
 
 @dataclass(frozen=True)
+class Upload:
+    """An audio file, still encoded, already checked. `digest` is its sha256, under which it is kept."""
+
+    digest: str
+    content: ByteArray
+
+
+@dataclass(frozen=True)
+class EarlierSong:
+    """The latents of one song of a job that has completed."""
+
+    request_id: str
+    index: int = 0
+
+
+Source = Upload | EarlierSong
+
+
+@dataclass(frozen=True)
 class Submission:
     """One accepted request, complete: nothing about it is decided later.
 
     `request_id` is the id that the job gets, unless another job has it already: a client may name the same one twice.
-    `request_json` is the request as a client would POST it again for the same music: seed and duration are filled in.
-    `source` is the uploaded audio file, still encoded, already checked.
+    `songs` are one or more, which differ in their seeds only.
+    `request_json` is the request as a client would POST it again for the same music: seeds and duration are filled in.
     """
 
     request_id: str
-    params: GenerationParams
+    songs: tuple[GenerationParams, ...]
     audio_format: AudioFormat
     request_json: dict[str, Any]
-    source: ByteArray | None = None
-    save_file: bool = False  # also write it under ACE_OUTPUT_DIR
+    source: Source | None = None
+    save_file: bool = False  # also write its songs under ACE_OUTPUT_DIR
+
+
+RETAKE_SEED_TASKS: tuple[Task, ...] = ("retake", "repaint", "extend", "edit")  # they draw from `retake_seed` as well
+EXACT_JSON_INTEGER = 2**53 - 1  # JavaScript rounds what is larger, so larger seeds are answered as strings
+
+
+def json_seed(seed: int) -> int | str:
+    """A seed as JSON carries it unharmed: a string where a JSON reader may round the number."""
+    return seed if seed <= EXACT_JSON_INTEGER else str(seed)
+
+
+def request_of_song(request_json: dict[str, Any], song: GenerationParams) -> dict[str, Any]:
+    """The request that makes one song of a job again, alone."""
+    alone: dict[str, Any] = {"batch_size": 1, "manual_seeds": json_seed(song.seed)}
+    if song.task in RETAKE_SEED_TASKS:
+        alone["retake_seeds"] = json_seed(song.retake_seed)
+    return request_json | alone
 
 
 @dataclass(frozen=True)
 class RenderJob:
-    """What a Generator needs beside the conditioning and the source audio."""
+    """What a Generator needs for one song beside the conditioning and the source."""
 
     request_id: str
     params: GenerationParams
@@ -52,7 +95,7 @@ class Rendered:
     """A finished song. `audio` is the encoded file, `latents` float32 (8, 16, T)."""
 
     audio: ByteArray
-    latents: npt.NDArray[np.float32]
+    latents: Latents
     duration_s: float
     timings: Timings
     model: str
@@ -60,15 +103,15 @@ class Rendered:
 
 
 @dataclass(frozen=True)
-class JobResult:
-    """What a completed job can tell without its audio."""
+class SongResult:
+    """What a finished song can tell without its audio."""
 
     model: str
     device: str
     duration_s: float
     audio_bytes: int
     timings: dict[str, float]
-    audio_path: str | None = None  # under ACE_OUTPUT_DIR, for jobs that save a file
+    audio_path: str | None = None  # under ACE_OUTPUT_DIR, for jobs that save files
 
 
 @dataclass(frozen=True)
@@ -80,15 +123,15 @@ class JobView:
     created_at: float
     audio_format: AudioFormat
     request_json: dict[str, Any]
-    seed: int
+    songs: tuple[GenerationParams, ...]
     outcome: Outcome | None = None
     started_at: float | None = None
     completed_at: float | None = None
     position: int | None = None  # how many waiting jobs were accepted before it; None once it runs
-    progress: Progress | None = None
+    progress: Progress | None = None  # of the song that is least far
     error: str | None = None
     error_code: str | None = None
-    result: JobResult | None = None
+    results: tuple[SongResult, ...] = ()  # one for each song, while a completed job is kept
 
     @property
     def ended(self) -> bool:
@@ -97,10 +140,11 @@ class JobView:
 
 @dataclass(frozen=True)
 class AudioFile:
-    """The audio of a completed job, with what its response headers need."""
+    """The audio of one song of a completed job, with what its response headers need."""
 
     view: JobView
     audio: ByteArray
+    index: int = 0
 
 
 @dataclass(frozen=True)
@@ -140,9 +184,11 @@ class ServiceError(Exception):
 
     ServiceError
     ├── JobNotFoundError
+    ├── SongNotFoundError     a job has fewer songs than that
     ├── JobNotEndedError      its result was asked for too early
     ├── JobFailedError        its result was asked for, and there is none
     ├── JobEndedError         it cannot be cancelled any more
+    ├── SourceGoneError       what a song was to begin from is unknown or no longer kept
     ├── QueueFullError
     ├── ModelUnavailableError the asked model is not configured or cannot be loaded
     └── StorageError          the job store or its disk cannot be written just now; nothing was accepted
@@ -153,6 +199,12 @@ class JobNotFoundError(ServiceError):
     def __init__(self, request_id: str) -> None:
         super().__init__(request_id)
         self.request_id = request_id
+
+
+class SongNotFoundError(ServiceError):
+    def __init__(self, index: int, songs: int) -> None:
+        super().__init__(index, songs)
+        self.index, self.songs = index, songs
 
 
 class JobStateError(ServiceError):
@@ -170,6 +222,9 @@ class JobFailedError(JobStateError): ...
 
 
 class JobEndedError(JobStateError): ...
+
+
+class SourceGoneError(ServiceError): ...
 
 
 class QueueFullError(ServiceError):

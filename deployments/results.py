@@ -6,19 +6,21 @@ Plain blocking functions; the JobManager calls them in threads. Every file appea
 import itertools
 import json
 import os
+import threading
 import time
 from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from safetensors.numpy import save
+from safetensors.numpy import load_file, save
 
 from acestep_engine.params import AudioFormat
-from deployments.messages import ByteArray
+from acestep_engine.requests import Latents
+from deployments.messages import ByteArray, EarlierSong, Source, SourceGoneError, Upload, request_of_song
 from deployments.store.protocol import JobRow
+
+LATENTS_SUFFIX = ".safetensors"
 
 
 @dataclass(frozen=True)
@@ -34,89 +36,118 @@ class Folders:
         return self.state / "jobs.sqlite3"
 
 
+def source_name(source: Source) -> str:
+    """What a source is called: its file under the state folder."""
+    if isinstance(source, Upload):
+        return upload_name(source.digest)
+    return f"latents/{source.request_id}_{source.index}{LATENTS_SUFFIX}"
+
+
+def upload_name(digest: str) -> str:
+    return f"sources/{digest}"
+
+
 class JobFiles:
-    """The files of every job. Methods raise OSError when the disk cannot be written."""
+    """The files of every job. Methods raise OSError when the disk cannot be written.
+
+    Results and latents are kept for a time after they were written. So are sources, after they were last used: uploads,
+    by their content, and the latents of earlier songs.
+    """
 
     def __init__(self, folders: Folders) -> None:
+        self._state = folders.state
         self._output = folders.output
         self._shown_output = folders.shown_output.rstrip("/")
         self._results = folders.state / "results"
         self._latents = folders.state / "latents"
         self._sources = folders.state / "sources"
+        self._removing = threading.Lock()  # no file may be removed while somebody begins to need it
         for folder in (self._results, self._latents, self._sources):
             folder.mkdir(parents=True, exist_ok=True)
         for folder in (self._results, self._latents, self._sources, self._output):
             for left_over in folder.glob(".*.tmp"):  # of a process that died while writing
                 left_over.unlink(missing_ok=True)
 
-    def write_source(self, request_id: str, source: ByteArray) -> None:
-        """Keep an uploaded file until its job ends. It is on the disk when this returns."""
-        _write(self._sources / request_id, source.data)
+    def keep_source(self, source: Source) -> str:
+        """Have a source on the disk for as long as a result is kept from now on: its name.
 
-    def read_source(self, request_id: str) -> ByteArray:
-        return np.fromfile(self._sources / request_id, dtype=np.uint8)
+        Raises SourceGoneError for an earlier song whose latents are no longer there.
+        """
+        name = source_name(source)
+        if isinstance(source, Upload) and not self.use_source(name):
+            _write(self._state / name, source.content.data)
+        elif isinstance(source, EarlierSong) and not self.use_source(name):
+            raise SourceGoneError(f"song {source.index} of {source.request_id}")
+        return name
 
-    def remove_source(self, request_id: str) -> None:
-        (self._sources / request_id).unlink(missing_ok=True)
+    def use_source(self, name: str) -> bool:
+        """Begin anew the time for which a source is kept. False if it is not there."""
+        try:
+            with self._removing:
+                os.utime(self._state / name)
+        except FileNotFoundError:
+            return False
+        return True
 
-    def write_latents(self, request_id: str, latents: npt.NDArray[np.float32]) -> None:
-        """Keep the latents. They are on the disk when this returns."""
-        _write(self._latents / f"{request_id}.safetensors", save({"latents": np.ascontiguousarray(latents)}))
+    def read_source(self, name: str) -> ByteArray | Latents:
+        """An audio file, or latents. Raises FileNotFoundError."""
+        path = self._state / name
+        if path.suffix == LATENTS_SUFFIX:
+            latents: Latents = load_file(path)["latents"]
+            return latents
+        return np.fromfile(path, dtype=np.uint8)
 
-    def write_audio(self, request_id: str, audio_format: AudioFormat, audio: ByteArray) -> None:
-        """Keep the encoded audio. It is on the disk when this returns."""
-        _write(self._result(request_id, audio_format), audio.data)
+    def write_latents(self, request_id: str, index: int, latents: Latents) -> None:
+        """Keep the latents of a song. They are on the disk when this returns."""
+        name = source_name(EarlierSong(request_id, index))
+        _write(self._state / name, save({"latents": np.ascontiguousarray(latents)}))
 
-    def read_result(self, request_id: str, audio_format: AudioFormat) -> ByteArray:
+    def write_audio(self, request_id: str, index: int, audio_format: AudioFormat, audio: ByteArray) -> None:
+        """Keep the encoded audio of a song. It is on the disk when this returns."""
+        _write(self._result(request_id, index, audio_format), audio.data)
+
+    def read_audio(self, request_id: str, index: int, audio_format: AudioFormat) -> ByteArray:
         """The encoded audio. Raises FileNotFoundError once it is removed."""
-        return np.fromfile(self._result(request_id, audio_format), dtype=np.uint8)
-
-    def remove_result(self, request_id: str, audio_format: AudioFormat) -> None:
-        """Remove audio and latents of one job."""
-        (self._latents / f"{request_id}.safetensors").unlink(missing_ok=True)
-        self._result(request_id, audio_format).unlink(missing_ok=True)
+        return np.fromfile(self._result(request_id, index, audio_format), dtype=np.uint8)
 
     def discard(self, row: JobRow) -> None:
-        """Remove every file of a job that did not complete."""
-        self.remove_source(row.request_id)
-        self.remove_result(row.request_id, row.audio_format)
-        if row.output_path is not None:
-            self.remove_output(row.output_path)
+        """Remove every file of a job that did not complete, but its source: others may use it."""
+        for index in range(len(row.songs)):
+            (self._state / source_name(EarlierSong(row.request_id, index))).unlink(missing_ok=True)
+            self._result(row.request_id, index, row.audio_format).unlink(missing_ok=True)
+        for name in row.output_paths:
+            self.remove_output(name)
 
-    def remove_results(self, written_before: float) -> None:
-        """Remove the audio and latents of all jobs that ended before that time."""
-        for folder in (self._results, self._latents):
+    def remove_old(self, before: float, needed: Container[str]) -> None:
+        """Remove what was written, or used as a source, before that time, but no source in `needed`."""
+        for folder in (self._results, self._latents, self._sources):
             for path in folder.iterdir():
-                if path.stat().st_mtime < written_before:
-                    path.unlink(missing_ok=True)
+                with self._removing:
+                    if path.stat().st_mtime < before and f"{folder.name}/{path.name}" not in needed:
+                        path.unlink(missing_ok=True)
 
-    def remove_sources_except(self, request_ids: Container[str]) -> None:
-        """Remove the sources of all other jobs: those of jobs that ended in a process that then died."""
-        for path in self._sources.iterdir():
-            if path.name not in request_ids:
-                path.unlink(missing_ok=True)
-
-    def claim_output(self, audio_format: AudioFormat, at: float) -> str:
-        """Take a file name in the output folder that nobody has: `output_YYYYMMDDHHMMSS_N.<format>`.
-
-        Its parameters' file is made first and belongs to it alone, so that two formats never share a number.
-        """
+    def claim_outputs(self, audio_format: AudioFormat, at: float, count: int) -> tuple[str, ...]:
+        """Take so many file names in the output folder that nobody has: `output_YYYYMMDDHHMMSS_N.<format>`."""
         self._output.mkdir(parents=True, exist_ok=True)
         stamp = time.strftime("%Y%m%d%H%M%S", time.localtime(at))
-        for index in itertools.count():
-            name = f"output_{stamp}_{index}.{audio_format}"
-            if not _create(self._sidecar(name)):
-                continue
-            if _create(self._output / name):
-                return name
-            self._sidecar(name).unlink()
-        raise AssertionError("unreachable: the count never ends")
+        names = (f"output_{stamp}_{index}.{audio_format}" for index in itertools.count())
+        return tuple(itertools.islice(filter(self._claim, names), count))
 
-    def write_output(self, name: str, audio: ByteArray, request_json: dict[str, Any]) -> str:
-        """Fill a claimed file and write its parameters beside it. What clients are told as its path."""
-        text = json.dumps(request_json, ensure_ascii=False, indent=2)
-        _write(self._sidecar(name), text.encode())
-        _write(self._output / name, audio.data)
+    def _claim(self, name: str) -> bool:
+        """Its parameters' file is made first and belongs to it alone, so that two formats never share a number."""
+        if not _create(self._sidecar(name)):
+            return False
+        if _create(self._output / name):
+            return True
+        self._sidecar(name).unlink()
+        return False
+
+    def save_song(self, row: JobRow, index: int) -> str:
+        """Fill a claimed file with a song and write its parameters beside it. What clients are told as its path."""
+        name = row.output_paths[index]
+        request = request_of_song(row.request_json, row.songs[index])
+        _write(self._sidecar(name), json.dumps(request, ensure_ascii=False, indent=2).encode())
+        _write(self._output / name, self.read_audio(row.request_id, index, row.audio_format).data)
         return f"{self._shown_output}/{name}"
 
     def remove_output(self, name: str) -> None:
@@ -124,8 +155,8 @@ class JobFiles:
         (self._output / name).unlink(missing_ok=True)
         self._sidecar(name).unlink(missing_ok=True)
 
-    def _result(self, request_id: str, audio_format: AudioFormat) -> Path:
-        return self._results / f"{request_id}.{audio_format}"
+    def _result(self, request_id: str, index: int, audio_format: AudioFormat) -> Path:
+        return self._results / f"{request_id}_{index}.{audio_format}"
 
     def _sidecar(self, name: str) -> Path:
         return self._output / f"{Path(name).stem}_input_params.json"
@@ -143,7 +174,7 @@ def _create(path: Path) -> bool:
 def _write(path: Path, content: bytes | memoryview) -> None:
     """Fill a temporary file beside `path`, bring it to the disk and give it its name."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{threading.get_ident()}.tmp")  # two may write the same upload
     try:
         with temporary.open("wb") as file:
             file.write(content)

@@ -12,9 +12,11 @@ from typing import Any, TypeVar
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
+from safetensors import SafetensorError
 
 from acestep_engine.errors import RequestError
-from acestep_engine.params import Progress
+from acestep_engine.params import GenerationParams
+from acestep_engine.requests import Latents
 from deployments.failures import (
     INTERNAL,
     SOURCE_LOST,
@@ -27,7 +29,8 @@ from deployments.failures import (
     timed_out,
 )
 from deployments.fleet import Fleet
-from deployments.messages import ByteArray, JobResult, Rendered, RenderJob, StorageError
+from deployments.live_jobs import LiveJob, LiveSong
+from deployments.messages import ByteArray, Rendered, RenderJob, SongResult, StorageError, request_of_song
 from deployments.results import JobFiles
 from deployments.store.protocol import Ending, JobRow, JobStore
 
@@ -38,32 +41,6 @@ FIRST_GUESS_S = 30.0  # how long a job takes, until some were seen
 
 logger = logging.getLogger("ray.serve")
 T = TypeVar("T")
-
-
-class LiveJob:
-    """A job that has not ended, or has just now. That it runs, and how far it is, is kept here only."""
-
-    def __init__(self, row: JobRow) -> None:
-        self.row = row
-        self.progress: Progress | None = None
-        self.ended = asyncio.Event()
-        self.audio: ByteArray | None = None  # once it has completed, for those who wait for it
-        self.response: DeploymentResponseGenerator[Any] | None = None  # the Generator's call, while there is one
-
-    def has_ended(self) -> bool:
-        return self.row.ended  # a call, because anybody may end it during any await
-
-    async def wait(self, timeout_s: float) -> None:
-        """Until it has ended, at most so long."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                await self.ended.wait()
-
-    def abort(self) -> None:
-        """Stop the Generator's call, if there is one, within one forward."""
-        if self.response is not None:
-            self.response.cancel()
-            self.response = None
 
 
 class _Lost(Exception):
@@ -77,7 +54,9 @@ class _Failed(Exception):
 
 
 class Runner:
-    """`on_end` is called once for each job, when its end is on the disk and before those who wait for it hear of it."""
+    """`on_place` is called whenever a job has no use for one of its places any more; `on_end` once for each job, when
+    its end is on the disk and before those who wait for it hear of it.
+    """
 
     def __init__(
         self,
@@ -87,6 +66,7 @@ class Runner:
         generator: DeploymentHandle[Any],
         text_encoder: DeploymentHandle[Any],
         job_timeout_s: float,
+        on_place: Callable[[LiveJob], None],
         on_end: Callable[[LiveJob], None],
     ) -> None:
         self._store = store
@@ -95,6 +75,7 @@ class Runner:
         self._generator = generator.options(method_name="generate", stream=True)
         self._text_encoder = text_encoder.options(method_name="encode")
         self._job_timeout_s = job_timeout_s
+        self._on_place = on_place
         self._on_end = on_end
         self._typical_s = FIRST_GUESS_S
         self._last_attempt = asyncio.Lock()
@@ -106,18 +87,19 @@ class Runner:
     async def run(self, job: LiveJob) -> None:
         """Try until the job ends. Returns when it has; never raises but CancelledError."""
         try:
-            ending = await self._attempts(job)
-        except _Failed as error:
-            ending = _failed(error.failure)
-        except Exception:
-            logger.exception("%s failed in a way nobody foresaw", job.row.request_id)
-            ending = _failed(INTERNAL)
-        if ending is not None and not job.has_ended():
+            ending = await self._to_its_end(job)
+        except asyncio.CancelledError:  # the JobManager stops
+            with suppress(StorageError):
+                await self._store.set_attempts(job.row.request_id, _attempts(job))
+            raise
+        if ending is not None and not job.row.ended:
             await _until_stored(lambda: self.end(job, ending))
         if job.row.outcome == "completed":
             self._learn(job.row)
-        elif ending is not None:  # cancelled while its files were being written
-            await self._tidy(job.row)
+        else:
+            await self._tidy(job.row)  # somebody may have ended it while its files were being written
+        while job.places:
+            self._on_place(job)
 
     async def end(self, job: LiveJob, ending: Ending) -> bool:
         """End the job unless it has ended; True if this call did it. Raises StorageError."""
@@ -128,7 +110,7 @@ class Runner:
             status=ending.status,
             outcome=ending.outcome,
             completed_at=ending.at,
-            result=ending.result,
+            results=ending.results,
             error=ending.error,
             error_code=ending.error_code,
         )
@@ -143,70 +125,108 @@ class Runner:
         try:
             if row.outcome != "completed":
                 await asyncio.to_thread(self._files.discard, row)
-            elif row.has_source:
-                await asyncio.to_thread(self._files.remove_source, row.request_id)
+            elif row.source is not None:  # as long as the result is there, it can be made again
+                await asyncio.to_thread(self._files.use_source, row.source)
         except OSError as error:
             logger.warning("%s: its files could not be removed: %s", row.request_id, error)
 
-    async def _attempts(self, job: LiveJob) -> Ending | None:
-        """The end that the job comes to by itself, or None if somebody else ended it. Raises _Failed.
-
-        A replica that dies takes all its jobs along, whichever of them it died of. Last attempts run one at a time, so
-        that two jobs which may be the cause never use up each other's.
-        """
-        while (attempt := job.row.attempts + 1) <= MAX_ATTEMPTS:
-            try:
-                async with self._last_attempt if attempt == MAX_ATTEMPTS else nullcontext():
-                    rendered = await self._render(job)
-                return None if rendered is None else await self._publish(job, rendered)
-            except _Lost as error:
-                logger.warning("%s lost its replica in attempt %d: %s", job.row.request_id, attempt, error)
-                job.progress = None
-                await asyncio.sleep(RETRY_PAUSE_S)
-        raise _Failed(gave_up(MAX_ATTEMPTS))
-
-    async def _render(self, job: LiveJob) -> Rendered | None:
-        """What a Generator made, or None if somebody ended the job. Raises _Lost, _Failed."""
+    async def _to_its_end(self, job: LiveJob) -> Ending | None:
+        """The end that the job comes to by itself, or None if somebody else ended it."""
+        await asyncio.gather(*(self._make(job, song) for song in job.songs))
         try:
-            source = None
-            if job.row.has_source:
-                source = await asyncio.to_thread(self._files.read_source, job.row.request_id)
-        except OSError:
-            raise _Failed(SOURCE_LOST) from None
-        if job.has_ended():
+            if not job.is_over():
+                return await self._complete(job)
+        except _Failed as error:
+            return _failed(error.failure)
+        except Exception:
+            logger.exception("%s failed in a way nobody foresaw", job.row.request_id)
+            return _failed(INTERNAL)
+        return None if job.failure is None else _failed(job.failure)
+
+    async def _make(self, job: LiveJob, song: LiveSong) -> None:
+        """Have one song made, and give back its place. A song that fails fails its job."""
+        await job.take_place()
+        try:
+            await self._try(job, song)
+        except _Failed as error:
+            job.fail(error.failure)
+        except Exception:
+            logger.exception("%s failed in a way nobody foresaw", job.row.request_id)
+            job.fail(INTERNAL)
+        if not job.is_over():
+            self._on_place(job)
+
+    async def _try(self, job: LiveJob, song: LiveSong) -> None:
+        """Until the song's files are on the disk, or the job is over. Raises _Failed.
+
+        A replica that dies takes all its songs along, whichever of them it died of. Last attempts run one at a time, so
+        that two songs which may be the cause never use up each other's.
+        """
+        while song.attempts < MAX_ATTEMPTS:
+            is_last = song.attempts + 1 == MAX_ATTEMPTS
+            try:
+                async with self._last_attempt if is_last else nullcontext():
+                    rendered = await self._render(job, song)
+                if rendered is not None:
+                    await self._publish(job, song, rendered)
+                return
+            except _Lost as error:
+                logger.warning("%s lost its replica in attempt %d: %s", job.row.request_id, song.attempts, error)
+                song.progress = None
+                await asyncio.sleep(RETRY_PAUSE_S)
+        if not job.is_over():
+            raise _Failed(gave_up(MAX_ATTEMPTS))
+
+    async def _render(self, job: LiveJob, song: LiveSong) -> Rendered | None:
+        """What a Generator made, or None if the job is over. Raises _Lost, _Failed."""
+        source = await self._read_source(job.row)
+        if job.is_over():
             return None
         spec, row = self._fleet.spec, job.row
-        conditioning = self._text_encoder.remote(spec, row.params)  # not awaited: it travels by reference
-        if not await self._count_attempt(job):
+        conditioning = self._text_encoder.remote(spec, song.params)  # not awaited: it travels by reference
+        target = None
+        if song.params.task == "edit":
+            target = self._text_encoder.remote(spec, _target_of(song.params))
+        if not await self._count_attempt(job, song):
             return None
-        render_job = RenderJob(row.request_id, row.params, row.audio_format, _tags(row, spec.name))
-        job.response = self._generator.remote(spec, render_job, conditioning, source)
+        render_job = RenderJob(row.request_id, song.params, row.audio_format, _tags(row, song.params, spec.name))
+        song.response = self._generator.remote(spec, render_job, conditioning, target, source)
         try:
-            return await self._follow(job, job.response)
+            return await self._follow(job, song, song.response)
         except asyncio.CancelledError:  # the JobManager stops
-            job.abort()
-            with suppress(StorageError):
-                await self._store.give_back(job.row.request_id)
+            song.abort()
+            song.attempts -= 1
             raise
         except TimeoutError:
-            job.abort()
+            song.abort()
             raise _Failed(timed_out(self._job_timeout_s)) from None
         except (RayError, RayServeException) as error:
-            if job.has_ended():
+            if job.is_over():
                 return None
             raise _judge(job.row.request_id, error) from error
         finally:
-            job.response = None
+            song.response = None
 
-    async def _count_attempt(self, job: LiveJob) -> bool:
-        """Write down that a Generator gets the job, before it can die of it. False if somebody ended the job."""
-        attempts = await _until_stored(lambda: self._store.begin_attempt(job.row.request_id))
-        if attempts is None or job.has_ended():
+    async def _read_source(self, row: JobRow) -> ByteArray | Latents | None:
+        """Raises _Failed."""
+        if row.source is None:
+            return None
+        try:
+            return await asyncio.to_thread(self._files.read_source, row.source)
+        except (OSError, SafetensorError):
+            raise _Failed(SOURCE_LOST) from None
+
+    async def _count_attempt(self, job: LiveJob, song: LiveSong) -> bool:
+        """Write down that a Generator gets the song, before it can die of it. False if the job is over."""
+        song.attempts += 1
+        attempts = _attempts(job)
+        if not await _until_stored(lambda: self._store.set_attempts(job.row.request_id, attempts)):
             return False
-        job.row = dataclasses.replace(job.row, attempts=attempts)
-        return True
+        return not job.is_over()
 
-    async def _follow(self, job: LiveJob, response: DeploymentResponseGenerator[Any]) -> Rendered | None:
+    async def _follow(
+        self, job: LiveJob, song: LiveSong, response: DeploymentResponseGenerator[Any]
+    ) -> Rendered | None:
         """Take note of the progress until the song is there. Raises TimeoutError once there is none any more."""
         clock_now = asyncio.get_running_loop().time
         rendered: Rendered | None = None
@@ -216,54 +236,64 @@ class Runner:
                     rendered = message
                     continue
                 timeout.reschedule(clock_now() + self._job_timeout_s)
-                job.progress = message
+                song.progress = message
                 if job.row.status == "pending":
                     job.row = dataclasses.replace(job.row, status="processing", started_at=time.time())
         return rendered
 
-    async def _publish(self, job: LiveJob, rendered: Rendered) -> Ending:
-        """Write the files, all at a time. They are complete on the disk when this returns. Raises _Failed."""
+    async def _publish(self, job: LiveJob, song: LiveSong, rendered: Rendered) -> None:
+        """Write a song's files, all at a time. They are complete on the disk when this returns. Raises _Failed."""
         row = job.row
         try:
-            *_, audio_path = await _all_ended(
-                asyncio.to_thread(self._files.write_audio, row.request_id, row.audio_format, rendered.audio),
-                asyncio.to_thread(self._files.write_latents, row.request_id, rendered.latents),
-                self._write_output(job, rendered.audio),
+            await _all_ended(
+                asyncio.to_thread(
+                    self._files.write_audio, row.request_id, song.index, row.audio_format, rendered.audio
+                ),
+                asyncio.to_thread(self._files.write_latents, row.request_id, song.index, rendered.latents),
             )
         except OSError:
             logger.exception("%s cannot be written", row.request_id)
             raise _Failed(STORAGE) from None
-        job.audio = rendered.audio
         timings = dataclasses.asdict(rendered.timings)
-        result = JobResult(
+        song.result = SongResult(
             model=rendered.model,
             device=rendered.device,
             duration_s=rendered.duration_s,
             audio_bytes=rendered.audio.nbytes,
             timings=timings.pop("extra") | timings,
-            audio_path=audio_path,
         )
-        return Ending("completed", time.time(), result=result)
 
-    async def _write_output(self, job: LiveJob, audio: ByteArray) -> str | None:
-        """What clients are told as the path of the saved song; None for a job that saves none. Raises OSError."""
-        if not job.row.save_file:
-            return None
-        name = await self._claim_output(job)
-        return await asyncio.to_thread(self._files.write_output, name, audio, job.row.request_json)
+    async def _complete(self, job: LiveJob) -> Ending:
+        """The end of a job whose songs are all there, saved where it saves them. Raises _Failed."""
+        results = [song.result for song in job.songs if song.result is not None]
+        if job.row.save_file:
+            try:
+                paths = await self._save(job)
+            except OSError:
+                logger.exception("%s cannot be saved", job.row.request_id)
+                raise _Failed(STORAGE) from None
+            results = [dataclasses.replace(one, audio_path=path) for one, path in zip(results, paths, strict=True)]
+        return Ending("completed", time.time(), results=tuple(results))
 
-    async def _claim_output(self, job: LiveJob) -> str:
-        """The job's file name in the output folder; the same in each attempt, so that no song is published twice."""
-        if job.row.output_path is None:
-            name = await asyncio.to_thread(self._files.claim_output, job.row.audio_format, time.time())
-            job.row = dataclasses.replace(job.row, output_path=name)
-            await _until_stored(lambda: self._store.claim_output(job.row.request_id, name))
-        assert job.row.output_path is not None
-        return job.row.output_path
+    async def _save(self, job: LiveJob) -> list[str]:
+        """Copy the songs to the output folder: what clients are told as their paths. Raises OSError.
+
+        The names are the same in each attempt, so that no song is published twice.
+        """
+        if not job.row.output_paths:
+            claim = self._files.claim_outputs
+            names = await asyncio.to_thread(claim, job.row.audio_format, time.time(), len(job.songs))
+            job.row = dataclasses.replace(job.row, output_paths=names)
+            await _until_stored(lambda: self._store.claim_outputs(job.row.request_id, names))
+        return [await asyncio.to_thread(self._files.save_song, job.row, song.index) for song in job.songs]
 
     def _learn(self, row: JobRow) -> None:
         if row.started_at is not None and row.completed_at is not None:
             self._typical_s += 0.2 * (row.completed_at - row.started_at - self._typical_s)
+
+
+def _attempts(job: LiveJob) -> int:
+    return max(song.attempts for song in job.songs)
 
 
 def _judge(request_id: str, error: Exception) -> _Lost | _Failed:
@@ -283,25 +313,27 @@ def _failed(failure: Failure) -> Ending:
     return Ending("failed", time.time(), error=failure.sentence, error_code=failure.code)
 
 
-def _tags(row: JobRow, model: str) -> dict[str, str]:
+def _target_of(song: GenerationParams) -> GenerationParams:
+    """What an edited song is to become, in words."""
+    return dataclasses.replace(song, prompt=song.edit_target_prompt, lyrics=song.edit_target_lyrics)
+
+
+def _tags(row: JobRow, song: GenerationParams, model: str) -> dict[str, str]:
     """What the audio file says of itself: its prompt, and the request that makes it again."""
     return {
-        "prompt": row.params.prompt,
-        "lyrics": row.params.lyrics,
-        "seed": str(row.params.seed),
+        "prompt": song.prompt,
+        "lyrics": song.lyrics,
+        "seed": str(song.seed),
         "model": model,
-        "parameters": json.dumps(row.request_json, ensure_ascii=False),
+        "parameters": json.dumps(request_of_song(row.request_json, song), ensure_ascii=False),
     }
 
 
-async def _all_ended(*writes: Awaitable[str | None]) -> list[str | None]:
-    """The answers of all, or the first exception, once nothing is written any more."""
-    answers: list[str | None] = []
+async def _all_ended(*writes: Awaitable[None]) -> None:
+    """Raises the first exception, once nothing is written any more."""
     for answer in await asyncio.gather(*writes, return_exceptions=True):
         if isinstance(answer, BaseException):
             raise answer
-        answers.append(answer)
-    return answers
 
 
 async def _until_stored(write: Callable[[], Awaitable[T]]) -> T:

@@ -27,6 +27,8 @@ from deployments.messages import (
     ModelUnavailableError,
     QueueFullError,
     ServiceError,
+    SongNotFoundError,
+    SourceGoneError,
     StorageError,
 )
 from serve_app.fields import FieldProblem, InvalidRequestError
@@ -79,6 +81,8 @@ TABLE: Mapping[type[Exception], tuple[int, str]] = {
     RequestError: (422, "invalid_request"),
     EngineError: (500, "generation_failed"),
     JobNotFoundError: (404, "job_not_found"),
+    SongNotFoundError: (404, "song_not_found"),
+    SourceGoneError: (410, "source_gone"),
     JobNotEndedError: (400, "job_not_ended"),  # what the users' clients read; Retry-After says when to come back
     JobFailedError: (409, "job_failed"),
     JobEndedError: (409, "job_ended"),
@@ -105,6 +109,7 @@ JOB_ERROR_STATUS: Mapping[str, int] = {
 
 FIXED_DETAILS: Mapping[str, str] = {
     "job_not_found": "there is no job with this id: it is unknown, malformed or long past",
+    "source_gone": "what the song was to begin from is unknown or no longer kept",
     "internal_error": "something failed inside the service; its log has the details under this request_id",
     "generation_failed": "the music could not be generated; the service's log has the details under this request_id",
     "service_unavailable": "the service is starting or restarting; ask again in a moment",
@@ -130,6 +135,8 @@ def problem_of(error: Exception) -> HttpProblem:
             detail = f"{error.field}: {printable(error.problem, 300)}"
         case RequestError():
             detail = printable(str(error), 300)
+        case SongNotFoundError():
+            detail = f"there is no song {error.index} in this job: it has {error.songs}, counted from 0"
         case JobNotEndedError():
             detail = f"the job is {error.view.status}; its result is there once /status says completed"
         case JobFailedError():

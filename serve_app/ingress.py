@@ -146,8 +146,8 @@ class HandleClient:
         view: JobView = await self._call("status", request_id)
         return view
 
-    async def result(self, request_id: str) -> AudioFile:
-        file: AudioFile = await self._call("result", request_id)
+    async def result(self, request_id: str, index: int) -> AudioFile:
+        file: AudioFile = await self._call("result", request_id, index)
         return file
 
     async def cancel(self, request_id: str) -> JobView:

@@ -10,7 +10,7 @@ import anyio.to_thread
 from fastapi import Request
 
 from acestep_engine.params import AudioFormat
-from deployments.messages import AudioFile, ByteArray, JobEndedError, JobView, ServiceError, Submission
+from deployments.messages import AudioFile, JobEndedError, JobView, ServiceError, Submission, Upload
 from serve_app.bodies import Body, read_body
 from serve_app.errors import BackendError, BackendUnavailableError, job_problem, request_id_of
 from serve_app.fields import invalid
@@ -58,7 +58,7 @@ def _request_of(body: Body, intake: Intake) -> GenerateRequest:
     return request.model_copy(update=missing | decided)
 
 
-async def _uploaded(service: Service, body: Body) -> ByteArray:
+async def _uploaded(service: Service, body: Body) -> Upload:
     """The audio that came with the request. Raises InvalidRequestError, AudioError, AudioTooLargeError, HttpProblem."""
     limits = service.settings.limits
     if AUDIO_FILE in body.files and AUDIO_BASE64 in body.fields:
@@ -76,7 +76,7 @@ async def _uploaded(service: Service, body: Body) -> ByteArray:
     return await _checked(service, name, data)
 
 
-async def _named(service: Service, name: str) -> ByteArray:
+async def _named(service: Service, name: str) -> Upload:
     """The audio that `ref_audio_input` names. Raises as `_uploaded` does."""
     settings = service.settings
     read = partial(read_confined, settings.audio_root, name, settings.limits.upload_mb * MIB)
@@ -84,7 +84,7 @@ async def _named(service: Service, name: str) -> ByteArray:
     return await _checked(service, "ref_audio_input", data)
 
 
-async def _checked(service: Service, field_name: str, data: bytes) -> ByteArray:
+async def _checked(service: Service, field_name: str, data: bytes) -> Upload:
     check = partial(checked_source, field_name, data, service.settings.limits)
     return await anyio.to_thread.run_sync(check, limiter=service.decoding)
 
@@ -99,16 +99,16 @@ async def read_submission(request: Request, intake: Intake) -> Submission:
     if intake.takes_upload:
         if asked.ref_audio_input is not None:
             raise invalid("ref_audio_input", "names a file beside the uploaded one: leave it out")
-        source: ByteArray | None = await _uploaded(service, body)
+        source: Upload | None = await _uploaded(service, body)
     else:
         source = await _named(service, asked.ref_audio_input) if asked.ref_audio_input is not None else None
     resolved = asked.resolve(has_source=source is not None)
     return Submission(
         request_id=request_id_of(request),
-        params=resolved.params,
+        songs=resolved.songs,
         audio_format=resolved.audio_format,
         request_json=resolved.request_json,
-        source=source if resolved.params.task == "audio2audio" else None,
+        source=source if resolved.songs[0].task == "audio2audio" else None,
         save_file=intake.save_file,
     )
 

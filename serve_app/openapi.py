@@ -51,22 +51,35 @@ class Accepted(Answer):
     message: str
 
 
-class Generated(Answer):
-    """A finished song."""
+class Made(Answer):
+    """What is known of a song."""
 
-    success: bool
-    request_id: str
-    status: Status
+    seed: Seed
+    retake_seed: Seed | None = Field(None, description="Only of tasks that draw from it.")
     audio_path: str | None = Field(description="Where the server saved it; null for routes that save no file.")
     audio_url: str
-    format: AudioFormat
-    seed: Seed
-    params_json: dict[str, Any] = Field(description="The complete request. POST it again for the same music.")
     model: str
     device: str
     duration_s: float
     audio_bytes: int
     timings: dict[str, float]
+
+
+class Output(Made):
+    """One song of a job."""
+
+    index: int = Field(description="What `/result/{request_id}?index=` takes.")
+
+
+class Generated(Made):
+    """A completed job. What is said of a song is said of the first one."""
+
+    success: bool
+    request_id: str
+    status: Status
+    format: AudioFormat
+    params_json: dict[str, Any] = Field(description="The complete request. POST it again for the same music.")
+    outputs: list[Output] = Field(description="All songs.")
 
 
 class JobProgress(Answer):

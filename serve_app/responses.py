@@ -9,10 +9,9 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from acestep_engine.audio import MEDIA_TYPES
-from deployments.messages import AudioFile, ByteArray, JobView
+from deployments.messages import RETAKE_SEED_TASKS, AudioFile, ByteArray, JobView, json_seed
 from serve_app.errors import RETRY_SOON_S, HttpProblem
 from serve_app.printable import printable
-from serve_app.schemas import json_seed
 
 CHUNK_BYTES = 1024 * 1024  # what is copied at a time: a song of 240 s as wav is 46 MB
 QUEUED_MESSAGE = "Request has been queued for processing"
@@ -37,21 +36,31 @@ def result_json(request: Request, view: JobView) -> dict[str, Any]:
         "success": True,
         "request_id": view.request_id,
         "status": view.status,
-        "audio_path": view.result.audio_path if view.result else None,
-        "audio_url": job_url(request, view, "result"),
         "format": view.audio_format,
-        "seed": json_seed(view.seed),
         "params_json": view.request_json,
+        "outputs": [_output_json(request, view, index) for index in range(len(view.results))],
     }
-    if view.result is not None:
-        body |= {
-            "model": view.result.model,
-            "device": view.result.device,
-            "duration_s": view.result.duration_s,
-            "audio_bytes": view.result.audio_bytes,
-            "timings": view.result.timings,
-        }
-    return body
+    first = _output_json(request, view, 0)
+    del first["index"]
+    return body | first
+
+
+def _output_json(request: Request, view: JobView, index: int) -> dict[str, Any]:
+    """One song of a completed job."""
+    song, result = view.songs[index], view.results[index]
+    url = job_url(request, view, "result")
+    body: dict[str, Any] = {"index": index, "seed": json_seed(song.seed)}
+    if song.task in RETAKE_SEED_TASKS:
+        body["retake_seed"] = json_seed(song.retake_seed)
+    return body | {
+        "audio_path": result.audio_path,
+        "audio_url": url if len(view.songs) == 1 else f"{url}?index={index}",
+        "model": result.model,
+        "device": result.device,
+        "duration_s": result.duration_s,
+        "audio_bytes": result.audio_bytes,
+        "timings": result.timings,
+    }
 
 
 def status_json(request: Request, view: JobView) -> dict[str, Any]:
@@ -67,12 +76,12 @@ def status_json(request: Request, view: JobView) -> dict[str, Any]:
         "position": view.position,
         "progress": {"stage": progress.stage, "step": progress.step, "steps": progress.steps} if progress else None,
         "format": view.audio_format,
-        "seed": json_seed(view.seed),
+        "seed": json_seed(view.songs[0].seed),
         "params_json": view.request_json,
         "error": printable(view.error, 500) if view.error else None,
         "error_code": view.error_code,
     }
-    if view.result is not None:
+    if view.results:
         body["result"] = result_json(request, view)
     return body
 
@@ -136,7 +145,8 @@ async def _chunks(audio: ByteArray, start: int, end: int) -> AsyncIterator[bytes
 def audio_response(request: Request, file: AudioFile) -> Response:
     """The encoded song, or the range of it that was asked for. Raises HttpProblem 416."""
     view, size = file.view, file.audio.size
-    tag = f'"{view.request_id}"'
+    song, result = view.songs[file.index], view.results[file.index]
+    tag = f'"{view.request_id}.{file.index}"'
     ranged = request.headers.get("range")
     if request.headers.get("if-range", tag) != tag:
         ranged = None
@@ -149,8 +159,8 @@ def audio_response(request: Request, file: AudioFile) -> Response:
         "Accept-Ranges": "bytes",
         "ETag": tag,
         "X-Request-ID": view.request_id,
-        "X-Seed": str(view.seed),
-        "X-Model": printable(view.result.model if view.result else "").encode("ascii", "replace").decode(),
+        "X-Seed": str(song.seed),
+        "X-Model": printable(result.model).encode("ascii", "replace").decode(),
     }
     if asked:
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"

@@ -18,6 +18,7 @@ from acestep_engine.params import (
     SchedulerType,
     Task,
 )
+from deployments.messages import json_seed
 from serve_app.fields import (
     CONTEXT_FORM,
     MAX_SEEDS_LISTED,
@@ -43,7 +44,6 @@ from serve_app.samples import DEFAULT_LYRICS, DEFAULT_PROMPT
 
 DRAWN_DURATIONS_S = (30.0, MAX_DURATION_S)  # what an `audio_duration` of -1 is drawn from
 DRAWN_SEEDS = 2**32  # drawn below this, as the published pipeline does; also exact in every JSON reader
-EXACT_JSON_INTEGER = 2**53 - 1  # JavaScript rounds what is larger, so larger seeds are answered as strings
 MAX_PROBLEMS_LISTED = 20
 MAX_FIELDS = 200
 
@@ -184,21 +184,16 @@ class GenerateRequest(BaseModel):
         request_json = self.model_dump(mode="json") | resolved | {"audio2audio_enable": audio2audio}
         if "min_guidance_scale" not in self.model_fields_set and self.min_guidance_scale > self.guidance_scale:
             del request_json["min_guidance_scale"]  # explicit, it would be refused
-        return ResolvedRequest(params, self.format, request_json)
+        return ResolvedRequest((params,), self.format, request_json)
 
 
 @dataclass(frozen=True)
 class ResolvedRequest:
     """A request with nothing left open. `request_json` is what a client POSTs to get the same music again."""
 
-    params: GenerationParams
+    songs: tuple[GenerationParams, ...]
     audio_format: AudioFormat
     request_json: dict[str, Any]
-
-
-def json_seed(seed: int) -> int | str:
-    """A seed as JSON carries it unharmed: a string where a JSON reader may round the number."""
-    return seed if seed <= EXACT_JSON_INTEGER else str(seed)
 
 
 class InitializeRequest(BaseModel):

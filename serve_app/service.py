@@ -37,21 +37,21 @@ class JobManagerClient(Protocol):
     """
 
     async def submit(self, submission: Submission) -> JobView:
-        """Accept a job. Raises QueueFullError, StorageError."""
+        """Accept a job. Raises QueueFullError, SourceGoneError, StorageError."""
 
     def submit_and_wait(
         self, submission: Submission, timeout_s: float, wants_audio: bool
     ) -> AsyncIterator[JobView | AudioFile]:
         """The job as it is accepted, then as it has ended or stands after `timeout_s`. Raises as `submit`.
 
-        With `wants_audio`, a job that completed comes as an AudioFile.
+        With `wants_audio`, a job that completed comes as the AudioFile of its first song.
         """
 
     async def status(self, request_id: str) -> JobView:
         """Raises JobNotFoundError."""
 
-    async def result(self, request_id: str) -> AudioFile:
-        """Raises JobNotFoundError, JobNotEndedError, JobFailedError."""
+    async def result(self, request_id: str, index: int) -> AudioFile:
+        """The audio of one song. Raises JobNotFoundError, JobNotEndedError, JobFailedError, SongNotFoundError."""
 
     async def cancel(self, request_id: str) -> JobView:
         """Raises JobNotFoundError, JobEndedError."""

@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import hashlib
 import os
 import re
 import stat
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from acestep_engine.audio import AudioLimits, check_audio
-from deployments.messages import ByteArray
+from deployments.messages import Upload
 from serve_app.errors import too_large
 from serve_app.fields import InvalidRequestError, invalid
 from serve_app.settings import Limits
@@ -107,9 +108,9 @@ def _open_confined(root: Path, parts: list[str]) -> int:
         os.close(folder)
 
 
-def checked_source(field: str, data: bytes, limits: Limits) -> ByteArray:
+def checked_source(field: str, data: bytes, limits: Limits) -> Upload:
     """An encoded audio file as it travels to the Generator, without a copy. Raises AudioError, AudioTooLargeError."""
     if len(data) > limits.upload_mb * MIB:
         raise too_large(field, limits.upload_mb * MIB)
     check_audio(data, audio_limits(limits))
-    return np.frombuffer(data, dtype=np.uint8)
+    return Upload(hashlib.sha256(data).hexdigest(), np.frombuffer(data, dtype=np.uint8))

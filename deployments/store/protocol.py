@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from acestep_engine.params import AudioFormat, GenerationParams
-from deployments.messages import JobResult, Outcome, Status, StorageError
+from deployments.messages import Outcome, SongResult, Status, StorageError
 
 
 class StoreFormatError(StorageError):
@@ -24,19 +24,19 @@ class JobRow:
     request_id: str
     status: Status
     created_at: float
-    params: GenerationParams
+    songs: tuple[GenerationParams, ...]
     audio_format: AudioFormat
     request_json: dict[str, Any]
     save_file: bool = False
-    has_source: bool = False  # an uploaded file lies beside the store until the job ends
-    attempts: int = 0  # how often it was handed to a Generator
+    source: str | None = None  # the file that its songs begin from, as `JobFiles` names it
+    attempts: int = 0  # how often one of its songs was handed to a Generator, at most
     started_at: float | None = None
     completed_at: float | None = None
     outcome: Outcome | None = None
     error: str | None = None
     error_code: str | None = None
-    result: JobResult | None = None
-    output_path: str | None = None  # the file name it has claimed in the output folder
+    results: tuple[SongResult, ...] = ()  # one for each song
+    output_paths: tuple[str, ...] = ()  # the file names it has claimed in the output folder, one for each song
 
     @property
     def ended(self) -> bool:
@@ -45,11 +45,11 @@ class JobRow:
 
 @dataclass(frozen=True)
 class Ending:
-    """How a job ended: `result` for completed ones, `error` and `error_code` for all others."""
+    """How a job ended: `results` for completed ones, `error` and `error_code` for all others."""
 
     outcome: Outcome
     at: float
-    result: JobResult | None = None
+    results: tuple[SongResult, ...] = ()
     error: str | None = None
     error_code: str | None = None
 
@@ -67,14 +67,11 @@ class JobStore(Protocol):
     async def get(self, request_id: str) -> JobRow | None:
         """The row, or None."""
 
-    async def begin_attempt(self, request_id: str) -> int | None:
-        """Count an attempt of a job that has not ended: how many there are now, or None if it has ended."""
+    async def set_attempts(self, request_id: str, attempts: int) -> bool:
+        """Remember how often the songs of a job were tried. False if it has ended."""
 
-    async def give_back(self, request_id: str) -> bool:
-        """One attempt less, for a service that stops on purpose. False if it has ended."""
-
-    async def claim_output(self, request_id: str, path: str) -> bool:
-        """Remember which output file belongs to a job that has not ended. False if it has."""
+    async def claim_outputs(self, request_id: str, paths: Sequence[str]) -> bool:
+        """Remember which output files belong to a job that has not ended. False if it has."""
 
     async def finish(self, request_id: str, ending: Ending, started_at: float | None = None) -> bool:
         """pending -> completed or failed; `started_at` None if it never ran. False if it had ended before."""

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Self, TypeVar, get_args
 
 from acestep_engine.params import GenerationParams
-from deployments.messages import JobResult, Status, StorageError
+from deployments.messages import SongResult, Status, StorageError
 from deployments.store.protocol import Ending, JobRow, StoreFormatError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SCHEMA = """
 CREATE TABLE schema_version (version INTEGER NOT NULL);
 CREATE TABLE jobs (
@@ -21,24 +21,25 @@ CREATE TABLE jobs (
     request_id TEXT NOT NULL UNIQUE,
     status TEXT NOT NULL,
     created_at REAL NOT NULL,
-    params TEXT NOT NULL,
+    songs TEXT NOT NULL,
     audio_format TEXT NOT NULL,
     request_json TEXT NOT NULL,
     save_file INTEGER NOT NULL,
-    has_source INTEGER NOT NULL,
+    source TEXT,
     attempts INTEGER NOT NULL,
     started_at REAL,
     completed_at REAL,
     outcome TEXT,
     error TEXT,
     error_code TEXT,
-    result TEXT,
-    output_path TEXT
+    results TEXT NOT NULL,
+    output_paths TEXT NOT NULL
 );
 CREATE INDEX jobs_by_end ON jobs (completed_at);
 CREATE TABLE settings (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
 COLUMNS = tuple(field.name for field in dataclasses.fields(JobRow))
+JSON_COLUMNS = ("songs", "request_json", "results", "output_paths")
 BUSY_TIMEOUT_MS = 5_000  # another process may be reading a copy or checking the file
 
 T = TypeVar("T")
@@ -79,32 +80,21 @@ class SqliteStore:
 
         return await self._run(read)
 
-    async def begin_attempt(self, request_id: str) -> int | None:
-        def count(db: sqlite3.Connection) -> int | None:
-            row = db.execute(
-                "UPDATE jobs SET attempts = attempts + 1 WHERE request_id = ? AND outcome IS NULL RETURNING attempts",
-                (request_id,),
-            ).fetchone()
-            return None if row is None else int(row["attempts"])
-
-        return await self._run(count)
-
-    async def give_back(self, request_id: str) -> bool:
+    async def set_attempts(self, request_id: str, attempts: int) -> bool:
         return await self._change(
-            "UPDATE jobs SET attempts = max(0, attempts - 1) WHERE request_id = ? AND outcome IS NULL", (request_id,)
+            "UPDATE jobs SET attempts = ? WHERE request_id = ? AND outcome IS NULL", (attempts, request_id)
         )
 
-    async def claim_output(self, request_id: str, path: str) -> bool:
+    async def claim_outputs(self, request_id: str, paths: Sequence[str]) -> bool:
         return await self._change(
-            "UPDATE jobs SET output_path = ? WHERE request_id = ? AND outcome IS NULL", (path, request_id)
+            "UPDATE jobs SET output_paths = ? WHERE request_id = ? AND outcome IS NULL", (_to_json(paths), request_id)
         )
 
     async def finish(self, request_id: str, ending: Ending, started_at: float | None = None) -> bool:
-        result = None if ending.result is None else json.dumps(dataclasses.asdict(ending.result))
-        end = (ending.status, ending.outcome, ending.at, ending.error, ending.error_code, result)
+        end = (ending.status, ending.outcome, ending.at, ending.error, ending.error_code, _to_json(ending.results))
         return await self._change(
             "UPDATE jobs SET started_at = ?, status = ?, outcome = ?, completed_at = ?, error = ?, error_code = ?,"
-            " result = ? WHERE request_id = ? AND outcome IS NULL",
+            " results = ? WHERE request_id = ? AND outcome IS NULL",
             (started_at, *end, request_id),
         )
 
@@ -249,19 +239,24 @@ def _select(condition: str) -> str:
 
 def _to_columns(row: JobRow) -> list[object]:
     values = {name: getattr(row, name) for name in COLUMNS}
-    values["params"] = json.dumps(dataclasses.asdict(row.params))
-    values["request_json"] = json.dumps(row.request_json)
-    values["result"] = None if row.result is None else json.dumps(dataclasses.asdict(row.result))
+    values |= {name: _to_json(values[name]) for name in JSON_COLUMNS}
     return [values[name] for name in COLUMNS]
 
 
 def _from_columns(row: sqlite3.Row) -> JobRow:
     values = dict(row)
-    params = json.loads(values["params"])
-    params["oss_steps"] = tuple(params["oss_steps"])
-    values["params"] = GenerationParams(**params)
-    values["request_json"] = json.loads(values["request_json"])
-    values["save_file"], values["has_source"] = bool(values["save_file"]), bool(values["has_source"])
-    if values["result"] is not None:
-        values["result"] = JobResult(**json.loads(values["result"]))
+    values |= {name: json.loads(values[name]) for name in JSON_COLUMNS}
+    values["songs"] = tuple(_song(song) for song in values["songs"])
+    values["results"] = tuple(SongResult(**result) for result in values["results"])
+    values["output_paths"] = tuple(values["output_paths"])
+    values["save_file"] = bool(values["save_file"])
     return JobRow(**values)
+
+
+def _song(values: dict[str, Any]) -> GenerationParams:
+    return GenerationParams(**values | {"oss_steps": tuple(values["oss_steps"])})
+
+
+def _to_json(value: object) -> str:
+    """JSON of plain values and of dataclasses."""
+    return json.dumps(value, default=dataclasses.asdict)

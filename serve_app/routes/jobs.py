@@ -45,7 +45,7 @@ async def result(request: Request, request_id: str) -> Response:
     """
     service = service_of(request)
     as_json = wants_json(request)
-    file = await service.job_manager.result(known_form(request_id))
+    file = await service.job_manager.result(known_form(request_id), 0)
     return JSONResponse(result_json(request, file.view)) if as_json else audio_response(request, file)
 
 

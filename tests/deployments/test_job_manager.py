@@ -22,14 +22,18 @@ from deployments.failures import GpuMemoryError
 from deployments.job_manager import JobManager, JobManagerConfig
 from deployments.messages import (
     AudioFile,
+    EarlierSong,
     JobEndedError,
     JobFailedError,
     JobView,
     Rendered,
     RenderJob,
     ReplicaState,
+    SongNotFoundError,
+    SourceGoneError,
     StorageError,
     Submission,
+    Upload,
 )
 from deployments.models import Models
 from deployments.results import Folders
@@ -67,17 +71,21 @@ class ScriptedResponse:
 
 
 class ScriptedGenerator:
-    """As the Generator's handle. `started` are the jobs it was given, in order."""
+    """As the Generator's handle. `started` are the jobs of the songs that it was given, in order."""
 
     def __init__(self, script: Script) -> None:
         self.script = script
         self.started: list[str] = []
+        self.sources: list[Any] = []
 
     def options(self, **options: object) -> Self:
         return self
 
-    def remote(self, spec: ModelSpec, job: RenderJob, *rest: object) -> ScriptedResponse:
+    def remote(
+        self, spec: ModelSpec, job: RenderJob, conditioning: None, target: None, source: object
+    ) -> ScriptedResponse:
         self.started.append(job.request_id)
+        self.sources.append(source)
         return ScriptedResponse(self.script(job))
 
 
@@ -116,9 +124,9 @@ async def die(job: RenderJob) -> AsyncIterator[Progress | Rendered]:
 
 
 def submission(request_id: str | None = None, **changes: Any) -> Submission:
-    params = GenerationParams("piano", "", 1.0, seed=3)
+    song = GenerationParams("piano", "", 1.0, seed=3)
     return dataclasses.replace(
-        Submission(request_id or uuid.uuid4().hex, params, "wav", {"prompt": "piano"}), **changes
+        Submission(request_id or uuid.uuid4().hex, (song,), "wav", {"prompt": "piano"}), **changes
     )
 
 
@@ -261,7 +269,7 @@ async def test_no_more_jobs_of_one_size_run_at_once_than_may(house: House) -> No
 async def test_long_songs_that_fill_the_server_never_keep_a_short_one_waiting(house: House) -> None:
     house.generator.script = sing_for_ever
     long = GenerationParams("piano", "", 240.0, seed=3)
-    running, waiting = await house.submit(params=long), await house.submit(params=long)
+    running, waiting = await house.submit(songs=(long,)), await house.submit(songs=(long,))
     short, behind = await house.submit(), await house.submit()
     await house.until_running(running)
     await house.until_running(short)
@@ -321,13 +329,122 @@ async def test_last_attempts_run_one_at_a_time(house: House) -> None:
     assert [(await house.end_of(request_id)).outcome for request_id in ids] == ["completed"] * 4
 
 
+def batch(*seeds: int) -> tuple[GenerationParams, ...]:
+    return tuple(GenerationParams("piano", "", 1.0, seed=seed) for seed in seeds)
+
+
+def song_of(job: RenderJob) -> Rendered:
+    """Audio that tells its seed."""
+    return dataclasses.replace(SONG, audio=np.full(4, job.params.seed, np.uint8))
+
+
+async def test_the_songs_of_a_job_are_made_at_the_same_time_and_each_is_its_own(house: House) -> None:
+    await house.close()
+    await house.open(max_in_flight_per_size=3)
+    together = asyncio.Barrier(3)
+
+    async def sing_together(job: RenderJob) -> AsyncIterator[Progress | Rendered]:
+        yield Progress("diffusion", 1, 2)
+        await together.wait()
+        yield song_of(job)
+
+    house.generator.script = sing_together
+    view = await house.end_of(await house.submit(songs=batch(5, 6, 7), save_file=True))
+    assert [song.seed for song in view.songs] == [5, 6, 7]
+    files = [await house.manager.result(view.request_id, index) for index in range(3)]
+    assert [file.audio.tolist() for file in files] == [[seed] * 4 for seed in (5, 6, 7)]
+    paths = [result.audio_path for result in view.results]
+    assert [str(path)[-6:] for path in paths] == ["_0.wav", "_1.wav", "_2.wav"]
+    assert [(house.root / str(path)).read_bytes() for path in paths] == [file.audio.tobytes() for file in files]
+    with pytest.raises(SongNotFoundError):
+        await house.manager.result(view.request_id, 3)
+
+
+async def test_a_job_of_more_songs_than_there_are_places_makes_them_one_after_the_other(house: House) -> None:
+    first, second = await house.submit(songs=batch(5, 6, 7)), await house.submit()
+    assert (await house.end_of(first)).outcome == "completed"
+    assert (await house.end_of(second)).outcome == "completed"
+    assert house.generator.started == [first] * 3 + [second]
+
+
+async def test_a_lost_replica_repeats_only_the_songs_that_are_missing(house: House) -> None:
+    await house.close()
+    await house.open(max_in_flight_per_size=3)
+    made: list[int] = []
+
+    async def die_once_of_six(job: RenderJob) -> AsyncIterator[Progress | Rendered]:
+        made.append(job.params.seed)
+        yield Progress("diffusion", 1, 2)
+        if made.count(6) == 1 and job.params.seed == 6:
+            raise ActorDiedError
+        yield song_of(job)
+
+    house.generator.script = die_once_of_six
+    assert (await house.end_of(await house.submit(songs=batch(5, 6, 7)))).outcome == "completed"
+    assert sorted(made) == [5, 6, 6, 7]
+
+
+async def test_a_song_that_fails_ends_the_others_of_its_job(house: House) -> None:
+    await house.close()
+    await house.open(max_in_flight_per_size=2)
+
+    async def fail_six(job: RenderJob) -> AsyncIterator[Progress | Rendered]:
+        yield Progress("diffusion", 1, 2)
+        script = failing(NumericalError("NaN")) if job.params.seed == 6 else sing_for_ever
+        async for message in script(job):
+            yield message
+
+    house.generator.script = fail_six
+    view = await house.end_of(await house.submit(songs=batch(5, 6, 7), save_file=True))
+    assert (view.outcome, view.error_code, house.files()) == ("failed", "numerical", [])
+    house.generator.script = sing
+    following = await asyncio.gather(*(house.submit() for _ in range(3)))
+    assert [(await house.end_of(request_id)).outcome for request_id in following] == ["completed"] * 3
+
+
+async def test_a_job_is_as_far_as_its_slowest_song_and_ends_as_a_whole_when_it_is_cancelled(house: House) -> None:
+    await house.close()
+    await house.open(max_in_flight_per_size=2)
+
+    async def sing_by_seed(job: RenderJob) -> AsyncIterator[Progress | Rendered]:
+        yield Progress("diffusion", job.params.seed, 10)
+        if job.params.seed < 9:
+            await asyncio.Event().wait()
+        yield song_of(job)
+
+    house.generator.script = sing_by_seed
+    request_id = await house.submit(songs=batch(9, 5, 7))
+
+    async def as_far_as_five() -> bool:
+        return (await house.manager.status(request_id)).progress == Progress("diffusion", 5, 10)
+
+    await until(as_far_as_five)
+    assert (await house.manager.cancel(request_id)).outcome == "cancelled"
+    await house.end_of(request_id)
+    house.generator.script = sing
+    assert (await house.end_of(await house.submit())).outcome == "completed"
+    assert not [name for name in house.files() if request_id in name]
+
+
+async def test_an_earlier_song_is_a_source_as_long_as_its_latents_are_kept(house: House) -> None:
+    first = await house.submit()
+    await house.end_of(first)
+    second = await house.submit(source=EarlierSong(first))
+    assert (await house.end_of(second)).outcome == "completed"
+    (latents,) = [source for source in house.generator.sources if source is not None]
+    assert latents.shape == SONG.latents.shape
+    (house.root / f"state/latents/{first}_0.safetensors").unlink()
+    with pytest.raises(SourceGoneError):
+        await house.submit(source=EarlierSong(first))
+
+
 async def test_a_job_that_names_an_id_twice_gets_another_one(house: House) -> None:
     house.generator.script = sing_for_ever
-    source = np.arange(3, dtype=np.uint8)
+    source = Upload("5e", np.arange(3, dtype=np.uint8))
     views = [await house.manager.submit(submission("a" * 32, source=source)) for _ in range(2)]
     assert views[0].request_id == "a" * 32
     assert views[1].request_id != "a" * 32
-    assert len([name for name in house.files() if name.startswith("state/sources/")]) == 2
+    assert "state/sources/5e" in house.files()
     house.generator.script = sing
     for view in views:
         await house.manager.cancel(view.request_id)
@@ -349,7 +466,7 @@ async def test_who_waits_hears_of_the_acceptance_and_then_gets_the_audio(house: 
     assert (accepted.status, ended.view.outcome) == ("pending", "completed")
     assert ended.audio.tobytes() == SONG.audio.tobytes()
     assert (await house.manager.status(accepted.request_id)) == ended.view
-    assert f"state/results/{accepted.request_id}.wav" in house.files()
+    assert f"state/results/{accepted.request_id}_0.wav" in house.files()
 
 
 @pytest.mark.parametrize(
@@ -445,17 +562,15 @@ async def test_jobs_go_on_after_a_restart_and_a_stop_costs_no_attempt(house: Hou
 
 async def test_a_saved_song_is_written_once_even_if_the_service_died_after_writing_it(house: House) -> None:
     request_id = await house.submit(save_file=True)
-    result = (await house.end_of(request_id)).result
-    assert result is not None
+    (result,) = (await house.end_of(request_id)).results
     row = await house.manager._store.get(request_id)
     assert row is not None
     await house.manager._store._run(  # type: ignore[attr-defined]
-        lambda db: db.execute("UPDATE jobs SET status = 'processing', outcome = NULL, result = NULL")
+        lambda db: db.execute("UPDATE jobs SET status = 'processing', outcome = NULL, results = '[]'")
     )
     await house.close()
     await house.open()
-    again = (await house.end_of(request_id)).result
-    assert again is not None
+    (again,) = (await house.end_of(request_id)).results
     assert again.audio_path == result.audio_path
     assert len([name for name in house.files() if name.endswith(".wav") and name.startswith("outputs")]) == 1
 
@@ -489,7 +604,7 @@ async def test_an_old_result_is_expired_and_its_job_still_known(house: House) ->
 async def test_a_result_whose_file_is_gone_is_expired(house: House) -> None:
     request_id = await house.submit()
     await house.end_of(request_id)
-    (house.root / "state/results" / f"{request_id}.wav").unlink()
+    (house.root / "state/results" / f"{request_id}_0.wav").unlink()
     with pytest.raises(JobFailedError) as gone:
         await house.manager.result(request_id)
     assert gone.value.view.outcome == "expired"
@@ -499,8 +614,8 @@ async def test_an_upload_that_is_lost_fails_its_job(house: House) -> None:
     house.generator.script = sing_for_ever
     running = await house.submit()
     await house.until_running(running)
-    request_id = await house.submit(source=np.arange(3, dtype=np.uint8))
-    (house.root / "state/sources" / request_id).unlink()
+    request_id = await house.submit(source=Upload("5e", np.arange(3, dtype=np.uint8)))
+    (house.root / "state/sources/5e").unlink()
     await house.manager.cancel(running)
     assert (await house.end_of(request_id)).error_code == "storage"
 

@@ -1,15 +1,17 @@
 """The files of jobs."""
 
+import dataclasses
 import json
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 from acestep_engine.params import AudioFormat
+from deployments.messages import EarlierSong, SourceGoneError, Upload
 from deployments.results import Folders, JobFiles
 from tests.deployments.conftest import make_row
 
@@ -23,70 +25,102 @@ def files(tmp_path: Path) -> JobFiles:
     return JobFiles(Folders(tmp_path / "state", tmp_path / "outputs", "./outputs"))
 
 
-def write_result(files: JobFiles, request_id: str, audio_format: AudioFormat = "wav") -> None:
-    files.write_audio(request_id, audio_format, AUDIO)
-    files.write_latents(request_id, LATENTS)
+def write_song(files: JobFiles, request_id: str, index: int = 0, audio_format: AudioFormat = "wav") -> None:
+    files.write_audio(request_id, index, audio_format, AUDIO)
+    files.write_latents(request_id, index, LATENTS * index)
 
 
 def all_files(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-def test_a_result_is_read_back_with_its_latents_beside_it(files: JobFiles, tmp_path: Path) -> None:
-    write_result(files, "a")
-    assert files.read_result("a", "wav").tobytes() == AUDIO.tobytes()
-    assert np.array_equal(load_file(tmp_path / "state/latents/a.safetensors")["latents"], LATENTS)
+def age(path: Path) -> None:
+    os.utime(path, (1_000, 1_000))
 
 
-def test_a_source_is_kept_until_it_is_removed(files: JobFiles) -> None:
-    files.write_source("a", AUDIO)
-    assert files.read_source("a").tobytes() == AUDIO.tobytes()
-    files.remove_source("a")
-    files.remove_source("a")
-    with pytest.raises(FileNotFoundError):
-        files.read_source("a")
+def test_each_song_of_a_job_is_read_back_and_its_latents_are_a_source(files: JobFiles) -> None:
+    for index in range(2):
+        write_song(files, "a", index)
+    assert files.read_audio("a", 1, "wav").tobytes() == AUDIO.tobytes()
+    assert np.array_equal(files.read_source(files.keep_source(EarlierSong("a", 1))), LATENTS)
 
 
-def test_a_saved_song_has_the_documented_name_and_its_parameters_beside_it(files: JobFiles, tmp_path: Path) -> None:
-    name = files.claim_output("wav", AT)
-    shown = files.write_output(name, AUDIO, {"prompt": "ピアノ"})
-    assert shown == "./outputs/output_20261121103000_0.wav"
-    assert (tmp_path / "outputs/output_20261121103000_0.wav").read_bytes() == AUDIO.tobytes()
-    parameters = (tmp_path / "outputs/output_20261121103000_0_input_params.json").read_text(encoding="utf-8")
-    assert json.loads(parameters) == {"prompt": "ピアノ"}
+def test_the_latents_of_a_song_that_is_not_there_are_no_source(files: JobFiles) -> None:
+    write_song(files, "a")
+    with pytest.raises(SourceGoneError):
+        files.keep_source(EarlierSong("a", 1))
 
 
-def test_a_saved_song_never_overwrites_another(files: JobFiles, tmp_path: Path) -> None:
+def test_an_upload_is_kept_once_whoever_sends_it(files: JobFiles, tmp_path: Path) -> None:
+    upload = Upload("5e", AUDIO)
+    with ThreadPoolExecutor() as threads:
+        names = set(threads.map(lambda _: files.keep_source(upload), range(8)))
+    (name,) = names
+    assert files.read_source(name).tobytes() == AUDIO.tobytes()
+    assert all_files(tmp_path) == ["state/sources/5e"]
+
+
+def test_saved_songs_have_the_documented_names_and_their_parameters_beside_them(
+    files: JobFiles, tmp_path: Path
+) -> None:
+    songs = tuple(dataclasses.replace(make_row("a").songs[0], seed=seed) for seed in (3, 5))
+    request = {"prompt": "ピアノ", "batch_size": 2, "manual_seeds": [3, 5]}
+    row = make_row("a", songs=songs, request_json=request, output_paths=files.claim_outputs("flac", AT, 2))
+    for index in range(2):
+        write_song(files, "a", index, "flac")
+    assert [files.save_song(row, index) for index in range(2)] == [
+        "./outputs/output_20261121103000_0.flac",
+        "./outputs/output_20261121103000_1.flac",
+    ]
+    assert (tmp_path / "outputs/output_20261121103000_1.flac").read_bytes() == AUDIO.tobytes()
+    parameters = (tmp_path / "outputs/output_20261121103000_1_input_params.json").read_text(encoding="utf-8")
+    assert json.loads(parameters) == {"prompt": "ピアノ", "batch_size": 1, "manual_seeds": 5}
+
+
+def test_saved_songs_never_overwrite_another(files: JobFiles, tmp_path: Path) -> None:
     (tmp_path / "outputs").mkdir(exist_ok=True)
     (tmp_path / "outputs/output_20261121103000_0.wav").write_bytes(b"somebody's")
-    names = [files.claim_output("wav", AT), files.claim_output("mp3", AT), files.claim_output("wav", AT)]
-    assert names == [f"output_20261121103000_{i}.{kind}" for i, kind in ((1, "wav"), (0, "mp3"), (2, "wav"))]
+    names = [*files.claim_outputs("wav", AT, 2), *files.claim_outputs("mp3", AT, 1), *files.claim_outputs("wav", AT, 1)]
+    stamps = ((1, "wav"), (2, "wav"), (0, "mp3"), (3, "wav"))
+    assert names == [f"output_20261121103000_{index}.{kind}" for index, kind in stamps]
     assert (tmp_path / "outputs/output_20261121103000_0.wav").read_bytes() == b"somebody's"
 
 
-def test_nothing_is_left_of_a_job_that_did_not_complete(files: JobFiles, tmp_path: Path) -> None:
-    name = files.claim_output("wav", AT)
-    files.write_source("a", AUDIO)
-    write_result(files, "a", "flac")
-    files.write_output(name, AUDIO, {})
-    files.discard(make_row("a", output_path=name))
-    assert all_files(tmp_path) == []
+def test_nothing_but_the_upload_is_left_of_a_job_that_did_not_complete(files: JobFiles, tmp_path: Path) -> None:
+    song = make_row("a").songs[0]
+    source = files.keep_source(Upload("5e", AUDIO))
+    row = make_row("a", songs=(song, song), source=source, output_paths=files.claim_outputs("flac", AT, 2))
+    for index in range(2):
+        write_song(files, "a", index, "flac")
+        files.save_song(row, index)
+    files.discard(row)
+    assert all_files(tmp_path) == ["state/sources/5e"]
 
 
 def test_old_results_are_removed_and_new_ones_stay(files: JobFiles, tmp_path: Path) -> None:
     for request_id in ("old", "new"):
-        write_result(files, request_id)
-    for path in tmp_path.rglob("old.*"):
-        os.utime(path, (1_000, 1_000))
-    files.remove_results(written_before=2_000)
-    assert all_files(tmp_path) == ["state/latents/new.safetensors", "state/results/new.wav"]
+        write_song(files, request_id)
+    for path in tmp_path.rglob("old_*"):
+        age(path)
+    files.remove_old(2_000, frozenset())
+    assert all_files(tmp_path) == ["state/latents/new_0.safetensors", "state/results/new_0.wav"]
 
 
-def test_sources_of_jobs_that_ended_are_removed(files: JobFiles, tmp_path: Path) -> None:
-    for request_id in ("ended", "waits"):
-        files.write_source(request_id, AUDIO)
-    files.remove_sources_except({"waits"})
-    assert all_files(tmp_path) == ["state/sources/waits"]
+def test_sources_stay_for_a_time_after_their_last_use_and_as_long_as_a_job_needs_them(
+    files: JobFiles, tmp_path: Path
+) -> None:
+    write_song(files, "song")
+    names = [files.keep_source(Upload(digest, AUDIO)) for digest in ("forgotten", "needed", "used", "sent-again")]
+    names.append(files.keep_source(EarlierSong("song", 0)))
+    for name in names:
+        age(tmp_path / "state" / name)
+    assert files.use_source("sources/used")
+    files.keep_source(Upload("sent-again", AUDIO))
+    files.keep_source(EarlierSong("song", 0))
+    files.remove_old(2_000, {"sources/needed"})
+    assert all_files(tmp_path / "state/sources") == ["needed", "sent-again", "used"]
+    assert all_files(tmp_path / "state/latents") == ["song_0.safetensors"]
+    assert not files.use_source("sources/forgotten")
 
 
 def test_half_written_files_of_a_dead_process_are_removed_at_start(tmp_path: Path) -> None:
@@ -107,5 +141,5 @@ def test_a_write_that_fails_leaves_nothing_behind(
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="No space"):
-        files.write_source("a", AUDIO)
+        files.keep_source(Upload("a", AUDIO))
     assert all_files(tmp_path) == []

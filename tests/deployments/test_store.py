@@ -1,18 +1,20 @@
 """What every job store does. Sentences about SQLite alone are in test_store_sqlite.py."""
 
 import asyncio
+import dataclasses
 
-from deployments.messages import JobResult
+from deployments.messages import SongResult
 from deployments.store.protocol import Ending, JobStore
 from tests.deployments.conftest import OpenStore, make_row
 
-RESULT = JobResult("nano", "cpu", 9.9, 1234, {"diffusion_s": 1.5}, "./outputs/output_20261121103000_0.flac")
-COMPLETED = Ending("completed", 2_000.0, result=RESULT)
+RESULT = SongResult("nano", "cpu", 9.9, 1234, {"diffusion_s": 1.5}, "./outputs/output_20261121103000_0.flac")
+COMPLETED = Ending("completed", 2_000.0, results=(RESULT, RESULT))
 CANCELLED = Ending("cancelled", 2_100.0, error="Cancelled by user", error_code="cancelled")
 
 
 async def test_a_job_is_read_back_as_it_was_written(store: JobStore) -> None:
-    row = make_row("a", save_file=True, has_source=True)
+    song = make_row("a").songs[0]
+    row = make_row("a", songs=(song, dataclasses.replace(song, seed=5)), save_file=True, source="sources/5e")
     await store.add(row)
     assert await store.get("a") == row
 
@@ -42,7 +44,7 @@ async def test_a_completed_job_keeps_its_result_and_when_it_ran(store: JobStore)
     assert await store.finish("a", COMPLETED, started_at=1_500.0)
     row = await store.get("a")
     assert row is not None
-    assert (row.status, row.outcome, row.result) == ("completed", "completed", RESULT)
+    assert (row.status, row.outcome, row.results) == ("completed", "completed", (RESULT, RESULT))
     assert (row.started_at, row.completed_at) == (1_500.0, 2_000.0)
 
 
@@ -53,9 +55,8 @@ async def test_an_ended_job_never_changes_again(store: JobStore) -> None:
     assert ended is not None
     assert (ended.status, ended.outcome, ended.error) == ("failed", "cancelled", "Cancelled by user")
     assert not await store.finish("a", COMPLETED)
-    assert not await store.claim_output("a", "output_1_0.wav")
-    assert await store.begin_attempt("a") is None
-    assert not await store.give_back("a")
+    assert not await store.claim_outputs("a", ("output_1_0.wav",))
+    assert not await store.set_attempts("a", 1)
     assert await store.get("a") == ended
 
 
@@ -65,27 +66,20 @@ async def test_of_many_who_end_a_job_at_once_one_succeeds(store: JobStore) -> No
     assert answers.count(True) == 1
 
 
-async def test_attempts_are_counted_across_restarts(open_store: OpenStore) -> None:
+async def test_attempts_are_remembered_across_restarts(open_store: OpenStore) -> None:
     store = await open_store()
     await store.add(make_row("a"))
-    assert await store.begin_attempt("a") == 1
-    store = await open_store()
-    assert await store.begin_attempt("a") == 2
-
-
-async def test_an_attempt_that_was_given_back_does_not_count(store: JobStore) -> None:
-    await store.add(make_row("a"))
-    await store.begin_attempt("a")
-    assert await store.give_back("a")
-    assert await store.get("a") == make_row("a")
+    assert await store.set_attempts("a", 2)
+    row = await (await open_store()).get("a")
+    assert row == make_row("a", attempts=2)
 
 
 async def test_jobs_that_have_not_ended_are_found_again_in_their_order(open_store: OpenStore) -> None:
     store = await open_store()
     for request_id in ("d", "a", "c", "b"):
         await store.add(make_row(request_id))
-    await store.begin_attempt("d")
-    await store.claim_output("d", "output_1_0.wav")
+    await store.set_attempts("d", 1)
+    await store.claim_outputs("d", ("output_1_0.wav", "output_1_1.wav"))
     await store.finish("a", COMPLETED)
     rows = await (await open_store()).unfinished()
     assert [(row.request_id, row.status, row.attempts) for row in rows] == [
@@ -93,7 +87,7 @@ async def test_jobs_that_have_not_ended_are_found_again_in_their_order(open_stor
         ("c", "pending", 0),
         ("b", "pending", 0),
     ]
-    assert rows[0].output_path == "output_1_0.wav"
+    assert rows[0].output_paths == ("output_1_0.wav", "output_1_1.wav")
 
 
 async def test_counts_name_every_status(store: JobStore) -> None:

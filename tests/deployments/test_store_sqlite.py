@@ -36,12 +36,12 @@ async def test_a_damaged_store_is_refused_and_kept(tmp_path: Path) -> None:
     assert path.read_bytes() == content
 
 
-async def test_a_store_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+async def test_a_store_of_another_version_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "jobs.sqlite3"
     await (await SqliteStore.open(path)).close()
     with closing(sqlite3.connect(path)) as db, db:
         db.execute("UPDATE schema_version SET version = 7")
-    with pytest.raises(StoreFormatError, match="has format 7, this version reads format 1"):
+    with pytest.raises(StoreFormatError, match="has format 7, this version reads format 2"):
         await SqliteStore.open(path)
 
 

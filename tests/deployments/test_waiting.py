@@ -23,7 +23,7 @@ def test_a_size_is_the_power_of_two_that_covers_a_song(duration_s: float, size_s
 def test_songs_of_one_size_start_in_order_as_many_as_may() -> None:
     waiting = WaitingJobs(2)
     for name in "abcd":
-        waiting.add(name, 10.0)
+        waiting.add(name, 10.0, 1)
     assert started(waiting) == ["a", "b"]
     assert len(waiting) == 2
     waiting.end(10.0)
@@ -33,21 +33,21 @@ def test_songs_of_one_size_start_in_order_as_many_as_may() -> None:
 def test_long_songs_that_fill_the_server_do_not_hold_up_a_short_one() -> None:
     waiting = WaitingJobs(1)
     for name, duration_s in (("long", 240.0), ("longer", 240.0), ("short", 10.0)):
-        waiting.add(name, duration_s)
+        waiting.add(name, duration_s, 1)
     assert started(waiting) == ["long", "short"]
 
 
 def test_short_songs_that_fill_the_server_do_not_hold_up_a_long_one() -> None:
     waiting = WaitingJobs(1)
     for name, duration_s in (("short", 10.0), ("another", 9.0), ("long", 240.0)):
-        waiting.add(name, duration_s)
+        waiting.add(name, duration_s, 1)
     assert started(waiting) == ["short", "long"]
 
 
 def test_a_place_is_free_again_for_the_size_that_left_it_only() -> None:
     waiting = WaitingJobs(1)
     for name, duration_s in (("long", 240.0), ("short", 10.0), ("longer", 239.0), ("shorter", 9.0)):
-        waiting.add(name, duration_s)
+        waiting.add(name, duration_s, 1)
     assert started(waiting) == ["long", "short"]
     waiting.end(9.5)
     assert started(waiting) == ["shorter"]
@@ -58,7 +58,7 @@ def test_a_place_is_free_again_for_the_size_that_left_it_only() -> None:
 def test_a_job_that_waits_no_more_never_starts() -> None:
     waiting = WaitingJobs(1)
     for name in "abc":
-        waiting.add(name, 10.0)
+        waiting.add(name, 10.0, 1)
     assert waiting.start_next() == "a"
     waiting.discard("a")  # it runs: nothing happens
     waiting.discard("b")
@@ -69,8 +69,31 @@ def test_a_job_that_waits_no_more_never_starts() -> None:
 def test_a_position_counts_those_that_came_before_and_still_wait() -> None:
     waiting = WaitingJobs(1)
     for name, duration_s in (("a", 10.0), ("b", 10.0), ("c", 240.0), ("d", 240.0)):
-        waiting.add(name, duration_s)
+        waiting.add(name, duration_s, 1)
     assert [waiting.position(name) for name in "abcd"] == [0, 1, 2, 3]
     assert started(waiting) == ["a", "c"]
     assert [waiting.position(name) for name in "bd"] == [0, 1]
     assert waiting.position("a") == 0
+
+
+def test_the_songs_of_a_job_start_one_by_one_before_those_of_the_next() -> None:
+    waiting = WaitingJobs(2)
+    waiting.add("three", 10.0, 3)
+    waiting.add("one", 10.0, 1)
+    assert started(waiting) == ["three", "three"]
+    assert (len(waiting), waiting.position("one")) == (1, 0)
+    waiting.end(10.0)
+    assert started(waiting) == ["three"]
+    waiting.end(10.0)
+    assert started(waiting) == ["one"]
+    assert len(waiting) == 0
+
+
+def test_a_job_that_is_over_starts_none_of_its_other_songs() -> None:
+    waiting = WaitingJobs(1)
+    waiting.add("two", 10.0, 2)
+    waiting.add("one", 10.0, 1)
+    assert started(waiting) == ["two"]
+    waiting.discard("two")
+    waiting.end(10.0)
+    assert started(waiting) == ["one"]

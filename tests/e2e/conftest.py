@@ -39,9 +39,9 @@ class Graph:
         except RayTaskError as error:
             raise error.cause from None
 
-    def submit(self, params: GenerationParams = SONG, **changes: Any) -> str:
-        request_id = uuid.uuid4().hex
-        self.call("submit", Submission(request_id, params, "wav", {"prompt": params.prompt}, **changes))
+    def submit(self, *songs: GenerationParams, **changes: Any) -> str:
+        songs, request_id = songs or (SONG,), uuid.uuid4().hex
+        self.call("submit", Submission(request_id, songs, "wav", {"prompt": songs[0].prompt}, **changes))
         return request_id
 
     def end_of(self, request_id: str) -> JobView:

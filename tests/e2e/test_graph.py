@@ -16,6 +16,7 @@ from deployments.messages import (
     JobNotFoundError,
     ModelUnavailableError,
     QueueFullError,
+    Upload,
 )
 from tests.e2e.conftest import LONG_SONG, SLOW_SONG, SONG, Graph
 
@@ -29,12 +30,12 @@ def files_of(graph: Graph, request_id: str) -> list[str]:
 def test_a_job_runs_to_its_end_and_its_song_can_be_heard(graph: Graph) -> None:
     request_id = graph.submit()
     view = graph.end_of(request_id)
-    assert (view.status, view.outcome, view.seed, view.error) == ("completed", "completed", 7, None)
-    assert view.result is not None
-    assert (view.result.model, view.result.device) == ("nano", "cpu")
+    assert (view.status, view.outcome, view.songs[0].seed, view.error) == ("completed", "completed", 7, None)
+    (result,) = view.results
+    assert (result.model, result.device) == ("nano", "cpu")
     samples, rate = soundfile.read(io.BytesIO(graph.audio_of(request_id)))
     assert rate == 48_000
-    assert samples.shape == (round(view.result.duration_s * rate), 2)
+    assert samples.shape == (round(result.duration_s * rate), 2)
 
 
 def test_the_same_job_twice_is_the_same_song(graph: Graph) -> None:
@@ -46,22 +47,34 @@ def test_the_same_job_twice_is_the_same_song(graph: Graph) -> None:
 
 def test_a_job_that_saves_its_file_says_where(graph: Graph) -> None:
     request_id = graph.submit(save_file=True)
-    result = graph.end_of(request_id).result
-    assert result is not None
+    (result,) = graph.end_of(request_id).results
     assert result.audio_path is not None
     saved = graph.outputs / result.audio_path.rpartition("/")[2]
     assert saved.read_bytes() == graph.audio_of(request_id)
     assert (graph.outputs / f"{saved.stem}_input_params.json").is_file()
 
 
-def test_an_uploaded_source_is_sung_from_and_then_removed(graph: Graph) -> None:
+def test_an_uploaded_source_is_sung_from_and_kept_with_the_song(graph: Graph) -> None:
     first = graph.submit()
     graph.end_of(first)
-    source = np.frombuffer(graph.audio_of(first), dtype=np.uint8)
-    request_id = graph.submit(dataclasses.replace(SONG, task="audio2audio"), source=source)
+    song = dataclasses.replace(SONG, task="audio2audio")
+    source = Upload("5e" * 32, np.frombuffer(graph.audio_of(first), dtype=np.uint8))
+    request_id = graph.submit(song, source=source)
     assert graph.end_of(request_id).outcome == "completed"
     assert graph.audio_of(request_id) != graph.audio_of(first)
-    assert not (graph.state / "sources" / request_id).exists()
+    assert (graph.state / "sources" / source.digest).read_bytes() == graph.audio_of(first)
+
+
+def test_each_song_of_a_job_is_the_one_that_its_seed_makes_alone(graph: Graph) -> None:
+    songs = tuple(dataclasses.replace(SONG, seed=seed, guidance_scale=15.0) for seed in (7, 8, 9))
+    together = graph.submit(*songs)
+    assert graph.end_of(together).outcome == "completed"
+    for index, song in enumerate(songs):
+        alone = graph.submit(song)
+        graph.end_of(alone)
+        expected, _ = soundfile.read(io.BytesIO(graph.audio_of(alone)))
+        found, _ = soundfile.read(io.BytesIO(graph.call("result", together, index).audio.tobytes()))
+        np.testing.assert_allclose(found, expected, atol=2e-3)
 
 
 def test_an_unknown_job_is_not_found(graph: Graph) -> None:
@@ -175,11 +188,10 @@ def test_another_model_serves_the_jobs_that_follow(graph: Graph) -> None:
     status = graph.call("initialize", "other", {"overlapped_decode": True})
     assert status.model == "other"
     assert [replica.model for replica in status.replicas] == ["other"]
-    result = graph.end_of(graph.submit()).result
-    assert result is not None
+    (result,) = graph.end_of(graph.submit()).results
     assert result.model == "other"
     assert graph.call("initialize", "nano", {}).model == "nano"
-    assert graph.end_of(graph.submit()).result.model == "nano"  # type: ignore[union-attr]
+    assert graph.end_of(graph.submit()).results[0].model == "nano"
 
 
 def test_a_model_that_cannot_be_loaded_leaves_the_old_one(graph: Graph) -> None:

@@ -19,13 +19,14 @@ from deployments.messages import (
     JobFailedError,
     JobNotEndedError,
     JobNotFoundError,
-    JobResult,
     JobView,
     ModelUnavailableError,
     QueueFullError,
     QueueStatus,
     ReplicaState,
     ServiceStatus,
+    SongNotFoundError,
+    SongResult,
     Status,
     Submission,
 )
@@ -34,10 +35,10 @@ from serve_app.errors import BackendUnavailableError
 RENDERED_S = 0.25  # every song is this short, whatever was asked for
 
 
-def render(submission: Submission) -> ByteArray:
-    """A quiet tone whose pitch depends on the seed, in the asked format."""
+def render(submission: Submission, index: int = 0) -> ByteArray:
+    """A quiet tone whose pitch depends on the song's seed, in the asked format."""
     at = np.arange(int(48_000 * RENDERED_S)) / 48_000
-    tone = 0.1 * np.sin(2 * np.pi * (220 + submission.params.seed % 660) * at)
+    tone = 0.1 * np.sin(2 * np.pi * (220 + submission.songs[index].seed % 660) * at)
     samples = np.stack([tone, tone]).astype(np.float32)  # (2, N)
     return np.frombuffer(encode_audio(samples, 48_000, submission.audio_format, {}), dtype=np.uint8)
 
@@ -48,7 +49,7 @@ class MemoryJobs:
     def __init__(self, queue_limit: int = 10) -> None:
         self.submissions: dict[str, Submission] = {}
         self.views: dict[str, JobView] = {}
-        self.audio: dict[str, ByteArray] = {}
+        self.audio: dict[str, list[ByteArray]] = {}  # of each song
         self.queue_limit = queue_limit
         self.fail_with: tuple[str, str] | None = None
         self.loaded = True
@@ -85,7 +86,7 @@ class MemoryJobs:
         await self._go.wait()
         if self.views[key].ended:
             return
-        progress = Progress("diffusion", 1, submission.params.steps)
+        progress = Progress("diffusion", 1, submission.songs[0].steps)
         await self._update(key, status="processing", started_at=time.time(), position=None, progress=progress)
         if self.fail_with is not None:
             code, error = self.fail_with
@@ -93,10 +94,15 @@ class MemoryJobs:
                 key, status="failed", outcome="failed", completed_at=time.time(), error=error, error_code=code
             )
             return
-        self.audio[key] = await asyncio.to_thread(render, submission)
-        saved = f"./outputs/output_20260101000000_0.{submission.audio_format}" if submission.save_file else None
-        result = JobResult("tiny", "cpu", RENDERED_S, self.audio[key].size, {"diffusion_s": 0.0}, saved)
-        await self._update(key, status="completed", outcome="completed", completed_at=time.time(), result=result)
+        self.audio[key] = [await asyncio.to_thread(render, submission, index) for index in range(len(submission.songs))]
+        results = []
+        for index, audio in enumerate(self.audio[key]):
+            saved = f"./outputs/output_20260101000000_{index}.{submission.audio_format}"
+            path = saved if submission.save_file else None
+            results.append(SongResult("tiny", "cpu", RENDERED_S, audio.size, {"diffusion_s": 0.0}, path))
+        await self._update(
+            key, status="completed", outcome="completed", completed_at=time.time(), results=tuple(results)
+        )
 
     async def submit(self, submission: Submission) -> JobView:
         if not self.reachable:
@@ -113,7 +119,7 @@ class MemoryJobs:
             time.time(),
             submission.audio_format,
             submission.request_json,
-            submission.params.seed,
+            submission.songs,
             position=waiting,
         )
         self.views[view.request_id] = view
@@ -129,7 +135,7 @@ class MemoryJobs:
         accepted = await self.submit(submission)
         yield accepted
         view = await self.wait(accepted.request_id, timeout_s)
-        yield AudioFile(view, self.audio[view.request_id]) if wants_audio and view.outcome == "completed" else view
+        yield AudioFile(view, self.audio[view.request_id][0]) if wants_audio and view.outcome == "completed" else view
 
     async def status(self, request_id: str) -> JobView:
         return self._check(request_id)
@@ -146,13 +152,15 @@ class MemoryJobs:
             pass
         return self.views[request_id]
 
-    async def result(self, request_id: str) -> AudioFile:
+    async def result(self, request_id: str, index: int) -> AudioFile:
         view = self._check(request_id)
         if not view.ended:
             raise JobNotEndedError(view)
         if view.outcome != "completed":
             raise JobFailedError(view)
-        return AudioFile(view, self.audio[request_id])
+        if index >= len(view.songs):
+            raise SongNotFoundError(index, len(view.songs))
+        return AudioFile(view, self.audio[request_id][index], index)
 
     async def cancel(self, request_id: str) -> JobView:
         view = self._check(request_id)

@@ -66,7 +66,7 @@ async def test_generate_music_waits_and_answers_both_kinds_of_client(client: htt
 async def test_the_answered_parameters_make_the_same_music_again(client: httpx.AsyncClient, jobs: MemoryJobs) -> None:
     first = (await client.post("/generate_music", json={"audio_duration": -1})).json()
     again = (await client.post("/generate_music", json=first["params_json"])).json()
-    assert jobs.submissions[first["request_id"]].params == jobs.submissions[again["request_id"]].params
+    assert jobs.submissions[first["request_id"]].songs == jobs.submissions[again["request_id"]].songs
     assert again["params_json"] == first["params_json"]
 
 
@@ -171,9 +171,9 @@ async def test_the_form_takes_genre_and_its_own_defaults(client: httpx.AsyncClie
     assert response.status_code == 200
     assert response.headers["content-type"] == "audio/wav"
     (submission,) = jobs.submissions.values()
-    assert submission.params.prompt == "pop ballad"
-    assert submission.params.steps == 27
-    assert 30 <= submission.params.duration_s <= 240
+    assert submission.songs[0].prompt == "pop ballad"
+    assert submission.songs[0].steps == 27
+    assert 30 <= submission.songs[0].duration_s <= 240
     assert submission.request_json["prompt"] == "pop ballad"
 
 
@@ -182,8 +182,8 @@ async def test_a_form_may_fill_in_every_field_as_text(client: httpx.AsyncClient,
     response = await client.post("/generate_music_form", data=form)
     assert response.status_code == 200, response.text
     (submission,) = jobs.submissions.values()
-    assert submission.params.steps == 60
-    assert submission.params.lyrics == ""
+    assert submission.songs[0].steps == 60
+    assert submission.songs[0].lyrics == ""
 
 
 async def test_genre_beside_prompt_is_refused(client: httpx.AsyncClient) -> None:
@@ -202,7 +202,7 @@ async def test_a_json_route_takes_the_same_fields_from_a_form(
         response = await client.post("/generate_music", files={name: (None, value) for name, value in fields.items()})
     assert response.status_code == 200, response.text
     (submission,) = jobs.submissions.values()
-    assert (submission.params.prompt, submission.params.seed) == ("jazz piano, smooth", 7)
+    assert (submission.songs[0].prompt, submission.songs[0].seed) == ("jazz piano, smooth", 7)
 
 
 async def test_a_full_queue_is_429_and_says_when_to_come_back(client: httpx.AsyncClient, jobs: MemoryJobs) -> None:

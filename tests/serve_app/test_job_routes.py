@@ -82,7 +82,7 @@ async def test_a_result_is_the_audio_with_its_headers(client: httpx.AsyncClient,
     request_id = await made(client, jobs, format="flac")
     response = await client.get(f"/result/{request_id}")
     assert response.status_code == 200
-    assert response.content == jobs.audio[request_id].tobytes()
+    assert response.content == jobs.audio[request_id][0].tobytes()
     headers = response.headers
     assert headers["content-type"] == "audio/flac"
     assert headers["content-length"] == str(len(response.content))
@@ -96,7 +96,7 @@ async def test_head_answers_the_headers_alone(client: httpx.AsyncClient, jobs: M
     response = await client.head(f"/result/{request_id}")
     assert response.status_code == 200
     assert response.content == b""
-    assert response.headers["content-length"] == str(jobs.audio[request_id].size)
+    assert response.headers["content-length"] == str(jobs.audio[request_id][0].size)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ async def test_another_result_format_is_refused(client: httpx.AsyncClient, jobs:
 
 async def test_ranges_of_a_result_are_served(client: httpx.AsyncClient, jobs: MemoryJobs) -> None:
     request_id = await made(client, jobs)
-    audio = jobs.audio[request_id].tobytes()
+    audio = jobs.audio[request_id][0].tobytes()
     size = len(audio)
     for asked, start, end in (
         ("bytes=0-99", 0, 100),
@@ -149,7 +149,7 @@ async def test_a_range_that_is_none_is_answered_with_the_whole(
     request_id = await made(client, jobs)
     response = await client.get(f"/result/{request_id}", headers={"Range": asked})
     assert response.status_code == 200
-    assert len(response.content) == jobs.audio[request_id].size
+    assert len(response.content) == jobs.audio[request_id][0].size
 
 
 @pytest.mark.parametrize("asked", ["bytes=999999999-", "bytes=-0"])
@@ -157,7 +157,7 @@ async def test_a_range_behind_the_end_is_416(client: httpx.AsyncClient, jobs: Me
     request_id = await made(client, jobs)
     response = await client.get(f"/result/{request_id}", headers={"Range": asked})
     assert response.status_code == 416
-    assert response.headers["content-range"] == f"bytes */{jobs.audio[request_id].size}"
+    assert response.headers["content-range"] == f"bytes */{jobs.audio[request_id][0].size}"
     openapi.Problem.model_validate(response.json())
 
 
@@ -208,7 +208,7 @@ async def test_an_expired_result_is_gone_but_its_job_is_still_known(
     client: httpx.AsyncClient, jobs: MemoryJobs
 ) -> None:
     request_id = await made(client, jobs)
-    expired = replace(jobs.views[request_id], outcome="expired", result=None, error="the result is no longer kept")
+    expired = replace(jobs.views[request_id], outcome="expired", results=(), error="the result is no longer kept")
     jobs.views[request_id] = expired
     result = await client.get(f"/result/{request_id}")
     assert (result.status_code, result.json()["code"]) == (410, "job_expired")

@@ -133,7 +133,7 @@ def test_the_format_ignores_case() -> None:
 @pytest.mark.parametrize("text", ["🎸🎶", "שלום, مرحبا", "👩‍👩‍👧‍👦", "नमस्ते\u200d", "日本語\r\nの歌\t"])
 def test_every_script_is_kept_intact(text: str) -> None:
     resolved = parse(prompt=text, lyrics=text).resolve(has_source=False)
-    assert resolved.params.prompt == resolved.params.lyrics == resolved.request_json["lyrics"] == text
+    assert resolved.songs[0].prompt == resolved.songs[0].lyrics == resolved.request_json["lyrics"] == text
 
 
 @pytest.mark.parametrize(
@@ -141,15 +141,15 @@ def test_every_script_is_kept_intact(text: str) -> None:
     [("42", 42), (42, 42), ([5, 6], 5), ("5, 6", 5), (0, 0), (MAX_SEED, MAX_SEED), (str(MAX_SEED), MAX_SEED)],
 )
 def test_the_first_seed_is_the_one_that_is_used(given: object, seed: int) -> None:
-    assert parse(manual_seeds=given).resolve(has_source=False).params.seed == seed
+    assert parse(manual_seeds=given).resolve(has_source=False).songs[0].seed == seed
 
 
 @pytest.mark.parametrize("given", [None, "", " ", -1, "-1", [], [-1, 3]])
 def test_no_seed_draws_one_and_reports_it(given: object) -> None:
     request = parse(manual_seeds=given)
     drawn = [request.resolve(has_source=False) for _ in range(8)]
-    assert len({one.params.seed for one in drawn}) > 1
-    assert all(one.request_json["manual_seeds"] == one.params.seed for one in drawn)
+    assert len({one.songs[0].seed for one in drawn}) > 1
+    assert all(one.request_json["manual_seeds"] == one.songs[0].seed for one in drawn)
 
 
 def test_a_seed_that_json_readers_would_round_is_reported_as_text() -> None:
@@ -160,8 +160,8 @@ def test_a_seed_that_json_readers_would_round_is_reported_as_text() -> None:
 def test_a_duration_of_minus_one_is_drawn_and_reported() -> None:
     for _ in range(20):
         resolved = parse(audio_duration=-1).resolve(has_source=False)
-        assert 30 <= resolved.params.duration_s <= 240
-        assert resolved.request_json["audio_duration"] == resolved.params.duration_s
+        assert 30 <= resolved.songs[0].duration_s <= 240
+        assert resolved.request_json["audio_duration"] == resolved.songs[0].duration_s
 
 
 @pytest.mark.parametrize(
@@ -190,11 +190,11 @@ def test_audio2audio_needs_source_audio() -> None:
     for fields in ({"audio2audio_enable": True}, {"task": "audio2audio"}):
         with pytest.raises(InvalidRequestError, match="needs source audio"):
             parse(**fields).resolve(has_source=False)
-        assert parse(**fields).resolve(has_source=True).params.task == "audio2audio"
+        assert parse(**fields).resolve(has_source=True).songs[0].task == "audio2audio"
 
 
 def test_a_source_without_audio2audio_changes_nothing() -> None:
-    assert parse().resolve(has_source=True).params.task == "text2music"
+    assert parse().resolve(has_source=True).songs[0].task == "text2music"
 
 
 def test_options_of_initialize_are_those_that_were_asked_for() -> None:

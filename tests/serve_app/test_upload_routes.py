@@ -61,8 +61,8 @@ async def test_every_route_takes_the_upload_in_every_way(
     assert response.json().keys() >= {"success", "request_id", "message"}
     submission = jobs.submissions[response.json()["request_id"]]
     assert submission.source is not None
-    assert submission.source.tobytes() == wav_file
-    assert (submission.params.task, submission.params.ref_audio_strength) == ("audio2audio", 0.6)
+    assert submission.source.content.tobytes() == wav_file
+    assert (submission.songs[0].task, submission.songs[0].ref_audio_strength) == ("audio2audio", 0.6)
     assert submission.audio_format == ("mp3" if path.endswith("_mp3") else "wav")
     assert submission.save_file
     assert "audio_base64" not in submission.request_json
@@ -180,7 +180,7 @@ async def test_a_data_uri_and_line_ends_are_read(client: httpx.AsyncClient, jobs
     for text in (f"data:audio/wav;base64,{base64_of(wav_file)}", lines):
         response = await client.post(IN_JSON, json={"audio_base64": text})
         assert response.status_code == 202, response.text
-    assert all(one.source is not None and one.source.tobytes() == wav_file for one in jobs.submissions.values())
+    assert all(one.source is not None and one.source.content.tobytes() == wav_file for one in jobs.submissions.values())
 
 
 async def test_an_upload_route_needs_exactly_one_upload(client: httpx.AsyncClient, wav_file: bytes) -> None:
@@ -220,9 +220,9 @@ async def test_a_file_in_the_audio_folder_is_the_source(
     response = await client.post("/generate_music_async", json=named | {"audio2audio_enable": True})
     assert response.status_code == 202, response.text
     submission = jobs.submissions[response.json()["request_id"]]
-    assert submission.params.task == "audio2audio"
+    assert submission.songs[0].task == "audio2audio"
     assert submission.source is not None
-    assert submission.source.tobytes() == wav_file
+    assert submission.source.content.tobytes() == wav_file
     off = await client.post("/generate_music_async", json=named)
     assert jobs.submissions[off.json()["request_id"]].source is None  # as the published pipeline has it
 

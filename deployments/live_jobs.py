@@ -1,0 +1,94 @@
+"""Jobs that have not ended, or have just now: what is known of them in memory only."""
+
+import asyncio
+from contextlib import suppress
+from typing import Any
+
+from ray.serve.handle import DeploymentResponseGenerator
+
+from acestep_engine.params import GenerationParams, Progress
+from deployments.failures import Failure
+from deployments.messages import SongResult
+from deployments.store.protocol import JobRow
+
+STAGES = ("encoding", "diffusion", "decoding")
+
+
+class LiveSong:
+    """One song of a job."""
+
+    def __init__(self, index: int, params: GenerationParams, attempts: int) -> None:
+        self.index = index
+        self.params = params
+        self.attempts = attempts  # in all lives of the job
+        self.progress: Progress | None = None
+        self.response: DeploymentResponseGenerator[Any] | None = None  # the Generator's call, while there is one
+        self.result: SongResult | None = None  # once its files are on the disk
+
+    def abort(self) -> None:
+        """Stop the Generator's call, if there is one, within one forward."""
+        if self.response is not None:
+            self.response.cancel()
+            self.response = None
+
+
+class LiveJob:
+    """That a job runs, and how far it is, is kept here only."""
+
+    def __init__(self, row: JobRow) -> None:
+        self.row = row
+        self.songs = [LiveSong(index, params, row.attempts) for index, params in enumerate(row.songs)]
+        self.failure: Failure | None = None  # of one of its songs, which ends the others
+        self.ended = asyncio.Event()
+        self.running = False  # somebody sees to it that its songs are made
+        self.places = 0  # songs that may run and have not given back their place
+        self._places = asyncio.Semaphore(0)
+
+    def is_over(self) -> bool:
+        """Whether it ended, or is about to. A call, because anybody may end it during any await."""
+        return self.row.ended or self.failure is not None
+
+    @property
+    def duration_s(self) -> float:
+        """Of each of its songs, for which they were asked."""
+        return self.row.songs[0].duration_s
+
+    @property
+    def progress(self) -> Progress | None:
+        """That of the song that is least far; None as long as none has begun."""
+        begun = [song.progress for song in self.songs if song.progress is not None]
+        if not begun:
+            return None
+        left = [song.progress or Progress("encoding") for song in self.songs if song.result is None]
+        return min(left or begun, key=_how_far)
+
+    def grant_place(self) -> None:
+        """One song more may run."""
+        self.places += 1
+        self._places.release()
+
+    async def take_place(self) -> None:
+        """Until the caller's song may run, or the job is over."""
+        await self._places.acquire()
+
+    async def wait(self, timeout_s: float) -> None:
+        """Until it has ended, at most so long."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self.ended.wait()
+
+    def fail(self, failure: Failure) -> None:
+        """End all its songs for this reason, unless there was another one before."""
+        if not self.is_over():
+            self.failure = failure
+            self.abort()
+
+    def abort(self) -> None:
+        """Stop all its songs. It must be over."""
+        for song in self.songs:
+            song.abort()
+            self._places.release()  # none waits any more
+
+
+def _how_far(progress: Progress) -> tuple[int, float]:
+    return STAGES.index(progress.stage), progress.step / max(1, progress.steps)
