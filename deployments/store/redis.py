@@ -1,0 +1,278 @@
+"""The job store in Redis: for a cluster whose JobManager may come up on any of its nodes.
+
+Every change is a script, so that it happens whole or not at all. Each opening of the store takes it over: whoever had it
+before is refused from then on, so that a JobManager that was cut off and comes back changes nothing any more.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Self, get_args
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from deployments.messages import Status, StorageError
+from deployments.store.protocol import Ending, JobRow, StoreDeposedError, StoreFormatError, StoreRolledBackError
+from deployments.store.rows import from_texts, to_texts
+
+FORMAT = "1"
+PREFIX = "{ace-step}"  # in braces, so that a Redis Cluster keeps all of it in one place
+TIMEOUT_S = 5.0
+RETRIES = 2
+READ_AT_ONCE = 200
+
+# Refuses a caller that no longer owns the store, and one whose last change is not there any more; counts the change.
+GUARD = """
+local prefix, owner, seen = KEYS[1], ARGV[1], tonumber(ARGV[2])
+local writes = tonumber(redis.call('GET', prefix .. ':writes') or '0')
+if writes < seen then return redis.error_reply('ROLLED_BACK') end
+if redis.call('GET', prefix .. ':owner') ~= owner then return redis.error_reply('DEPOSED') end
+local function job(id) return prefix .. ':job:' .. id end
+local function open(id)
+  local found = redis.call('HMGET', job(id), 'request_id', 'outcome')
+  return found[1] and found[2] == ''
+end
+local function count(status, change) redis.call('HINCRBY', prefix .. ':counts', status, change) end
+local function answer(value) return {redis.call('INCR', prefix .. ':writes'), value} end
+"""
+
+TAKE_OVER = """
+local prefix, format = KEYS[1], ARGV[1]
+local found = redis.call('GET', prefix .. ':format')
+if found and found ~= format then return redis.error_reply('FORMAT ' .. found) end
+redis.call('SET', prefix .. ':format', format)
+return {redis.call('INCR', prefix .. ':owner'), tonumber(redis.call('GET', prefix .. ':writes') or '0')}
+"""
+
+ADD = (
+    GUARD
+    + """
+local id, fields = ARGV[3], cjson.decode(ARGV[4])
+if redis.call('EXISTS', job(id)) == 1 then
+  -- the same again, from a caller that did not hear the first answer
+  local found = redis.call('HMGET', job(id), 'created_at', 'token')
+  return answer((found[1] == fields['created_at'] and found[2] == fields['token']) and 1 or 0)
+end
+for name, text in pairs(fields) do redis.call('HSET', job(id), name, text) end
+count(fields['status'], 1)
+if fields['outcome'] == '' then
+  redis.call('ZADD', prefix .. ':unfinished', redis.call('INCR', prefix .. ':seq'), id)
+else
+  redis.call('ZADD', prefix .. ':ended', fields['completed_at'], id)
+  if fields['outcome'] == 'completed' then redis.call('ZADD', prefix .. ':completed', fields['completed_at'], id) end
+end
+return answer(1)
+"""
+)
+
+CHANGE = (
+    GUARD
+    + """
+local id = ARGV[3]
+if not open(id) then return answer(0) end
+for name, text in pairs(cjson.decode(ARGV[4])) do redis.call('HSET', job(id), name, text) end
+return answer(1)
+"""
+)
+
+FINISH = (
+    GUARD
+    + """
+local id, at = ARGV[3], ARGV[5]
+local fields = cjson.decode(ARGV[4])
+if not open(id) then
+  local found = redis.call('HMGET', job(id), 'outcome', 'completed_at')
+  return answer((found[1] == fields['outcome'] and found[2] == fields['completed_at']) and 1 or 0)
+end
+count(redis.call('HGET', job(id), 'status'), -1)
+count(fields['status'], 1)
+for name, text in pairs(fields) do redis.call('HSET', job(id), name, text) end
+redis.call('ZREM', prefix .. ':unfinished', id)
+redis.call('ZADD', prefix .. ':ended', at, id)
+if fields['outcome'] == 'completed' then redis.call('ZADD', prefix .. ':completed', at, id) end
+return answer(1)
+"""
+)
+
+EXPIRE = (
+    GUARD
+    + """
+local ids = redis.call('ZRANGEBYSCORE', prefix .. ':completed', '-inf', '(' .. ARGV[3])
+for _, id in ipairs(ids) do
+  redis.call('HSET', job(id), 'outcome', 'expired')
+  redis.call('ZREM', prefix .. ':completed', id)
+end
+return answer(ids)
+"""
+)
+
+REMOVE = (
+    GUARD
+    + """
+local ids = redis.call('ZRANGEBYSCORE', prefix .. ':ended', '-inf', '(' .. ARGV[3])
+for _, id in ipairs(ids) do
+  count(redis.call('HGET', job(id), 'status'), -1)
+  redis.call('DEL', job(id))
+  redis.call('ZREM', prefix .. ':ended', id)
+  redis.call('ZREM', prefix .. ':completed', id)
+end
+return answer(ids)
+"""
+)
+
+PUT_SETTING = (
+    GUARD
+    + """
+redis.call('HSET', prefix .. ':settings', ARGV[3], ARGV[4])
+return answer(1)
+"""
+)
+
+
+class RedisStore:
+    """A JobStore. Durable as far as Redis is: with `appendfsync everysec` a crash of Redis may lose its last second.
+
+    A change that finds earlier ones missing raises StoreRolledBackError: `restore` then writes what the caller knows.
+    """
+
+    def __init__(self, client: "Redis[str]") -> None:
+        self._redis = client
+        self._owner = ""
+        self._writes = 0  # changes of the store that this one has seen
+
+    @classmethod
+    async def open(cls, url: str) -> Self:
+        """Connect and take the store over. Raises StorageError, StoreFormatError for a store of another version."""
+        try:
+            client = Redis.from_url(
+                url,
+                decode_responses=True,
+                socket_timeout=TIMEOUT_S,
+                socket_connect_timeout=TIMEOUT_S,
+                retry=Retry(ExponentialBackoff(cap=1.0, base=0.1), RETRIES),
+                retry_on_error=[RedisConnectionError, RedisTimeoutError],
+            )
+        except ValueError as error:
+            raise StorageError(f"the job store's URL cannot be used: {error}") from error
+        store = cls(client)
+        try:
+            await store._take_over()
+        except StorageError:
+            await client.aclose()
+            raise
+        return store
+
+    async def restore(self, rows: Sequence[JobRow]) -> None:
+        """After a StoreRolledBackError: take the store over again, and bring it to what these jobs are.
+
+        A job that is there and has ended stays; one that has not and is known to have ended, ends.
+        """
+        await self._take_over()
+        for row in rows:
+            if await self.add(row) or row.outcome is None or row.completed_at is None:
+                continue
+            ending = Ending(row.outcome, row.completed_at, row.results, row.error, row.error_code)
+            await self.finish(row.request_id, ending, row.started_at)
+
+    async def add(self, row: JobRow) -> bool:
+        return bool(await self._change(ADD, row.request_id, json.dumps(to_texts(row))))
+
+    async def get(self, request_id: str) -> JobRow | None:
+        return (await self._rows([request_id]))[0]
+
+    async def set_attempts(self, request_id: str, attempts: int) -> bool:
+        return bool(await self._change(CHANGE, request_id, json.dumps({"attempts": str(attempts)})))
+
+    async def claim_outputs(self, request_id: str, paths: Sequence[str]) -> bool:
+        return bool(await self._change(CHANGE, request_id, json.dumps({"output_paths": json.dumps(list(paths))})))
+
+    async def finish(self, request_id: str, ending: Ending, started_at: float | None = None) -> bool:
+        fields = to_texts(
+            {
+                "status": ending.status,
+                "outcome": ending.outcome,
+                "started_at": started_at,
+                "completed_at": ending.at,
+                "results": ending.results,
+                "error": ending.error,
+                "error_code": ending.error_code,
+            }
+        )
+        return bool(await self._change(FINISH, request_id, json.dumps(fields), repr(ending.at)))
+
+    async def unfinished(self) -> list[JobRow]:
+        ids = await self._read(lambda: self._redis.zrange(f"{PREFIX}:unfinished", 0, -1))
+        rows: list[JobRow] = []
+        for start in range(0, len(ids), READ_AT_ONCE):
+            rows += [row for row in await self._rows(ids[start : start + READ_AT_ONCE]) if row is not None]
+        return rows
+
+    async def counts(self) -> dict[Status, int]:
+        found = await self._read(lambda: self._redis.hgetall(f"{PREFIX}:counts"))
+        return {status: int(found.get(status, 0)) for status in get_args(Status)}
+
+    async def expire_results(self, completed_before: float) -> Sequence[str]:
+        return list(await self._change(EXPIRE, repr(completed_before)))
+
+    async def remove_ended(self, completed_before: float) -> Sequence[str]:
+        return list(await self._change(REMOVE, repr(completed_before)))
+
+    async def get_setting(self, key: str) -> str | None:
+        found: str | None = await self._read(lambda: self._redis.hget(f"{PREFIX}:settings", key))
+        return found
+
+    async def put_setting(self, key: str, value: str) -> None:
+        await self._change(PUT_SETTING, key, value)
+
+    async def close(self) -> None:
+        await self._redis.aclose()
+
+    async def _take_over(self) -> None:
+        try:
+            owner, self._writes = await self._read(lambda: self._redis.eval(TAKE_OVER, 1, PREFIX, FORMAT))
+        except ResponseError as error:
+            if str(error).startswith("FORMAT"):
+                found = str(error).removeprefix("FORMAT ")
+                raise StoreFormatError(
+                    f"the job store in Redis has format {found}, this version reads format {FORMAT}; it was left as it is"
+                ) from error
+            raise StorageError(f"the job store cannot be used just now: {error}") from error
+        self._owner = str(owner)
+
+    async def _change(self, script: str, *arguments: str) -> Any:
+        """Run a script that begins with GUARD; its answer."""
+        guard = self._owner, str(self._writes)
+        try:
+            writes, answer = await self._read(lambda: self._redis.eval(script, 1, PREFIX, *guard, *arguments))
+        except ResponseError as error:
+            if "ROLLED_BACK" in str(error):
+                raise StoreRolledBackError("the job store has lost its last changes") from error
+            if "DEPOSED" in str(error):
+                raise StoreDeposedError("another job manager has taken the job store over") from error
+            raise StorageError(f"the job store cannot be used just now: {error}") from error
+        self._writes = max(self._writes, writes)
+        return answer
+
+    async def _rows(self, request_ids: Iterable[str]) -> list[JobRow | None]:
+        async def read() -> list[dict[str, str]]:
+            async with self._redis.pipeline(transaction=False) as pipeline:
+                for request_id in request_ids:
+                    pipeline.hgetall(f"{PREFIX}:job:{request_id}")
+                found: list[dict[str, str]] = await pipeline.execute()
+            return found
+
+        return [from_texts(texts) if texts else None for texts in await self._read(read)]
+
+    @staticmethod
+    async def _read(call: Callable[[], Any]) -> Any:
+        """What Redis answers. Raises StorageError when it does not; ResponseError when it refuses."""
+        try:
+            return await call()
+        except ResponseError:
+            raise
+        except (RedisError, OSError) as error:
+            raise StorageError(f"the job store cannot be reached just now: {type(error).__name__}") from error
