@@ -17,6 +17,14 @@ class StoreFormatError(StorageError):
     """The store was not written by this version, or it is damaged. It is left as it is."""
 
 
+class StoreDeposedError(StorageError):
+    """Somebody else has opened the store since: whoever gets this must change nothing any more."""
+
+
+class StoreRolledBackError(StorageError):
+    """Changes that the store had confirmed are gone. Nothing was changed; `restore` brings them back."""
+
+
 @dataclass(frozen=True)
 class JobRow:
     """A job as it is kept. Times are Unix seconds."""

@@ -1,14 +1,15 @@
 """The job store in Redis: for a cluster whose JobManager may come up on any of its nodes.
 
-Every change is a script, so that it happens whole or not at all. Each opening of the store takes it over: whoever had it
-before is refused from then on, so that a JobManager that was cut off and comes back changes nothing any more.
+Every change is a script, so that it happens whole or not at all. Each opening of the store takes it over: whoever had
+it before is refused from then on, so that a JobManager that was cut off and comes back changes nothing any more.
 """
 
 import json
+import uuid
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Self, get_args
 
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -17,10 +18,11 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from deployments.messages import Status, StorageError
 from deployments.store.protocol import Ending, JobRow, StoreDeposedError, StoreFormatError, StoreRolledBackError
-from deployments.store.rows import from_texts, to_texts
+from deployments.store.rows import from_texts, to_json, to_texts
 
 FORMAT = "1"
 PREFIX = "{ace-step}"  # in braces, so that a Redis Cluster keeps all of it in one place
+CONNECTIONS = 16
 TIMEOUT_S = 5.0
 RETRIES = 2
 READ_AT_ONCE = 200
@@ -34,7 +36,7 @@ if redis.call('GET', prefix .. ':owner') ~= owner then return redis.error_reply(
 local function job(id) return prefix .. ':job:' .. id end
 local function open(id)
   local found = redis.call('HMGET', job(id), 'request_id', 'outcome')
-  return found[1] and found[2] == ''
+  return found[1] and found[2] == 'null'
 end
 local function count(status, change) redis.call('HINCRBY', prefix .. ':counts', status, change) end
 local function answer(value) return {redis.call('INCR', prefix .. ':writes'), value} end
@@ -45,25 +47,25 @@ local prefix, format = KEYS[1], ARGV[1]
 local found = redis.call('GET', prefix .. ':format')
 if found and found ~= format then return redis.error_reply('FORMAT ' .. found) end
 redis.call('SET', prefix .. ':format', format)
-return {redis.call('INCR', prefix .. ':owner'), tonumber(redis.call('GET', prefix .. ':writes') or '0')}
+local last = redis.call('ZRANGE', prefix .. ':unfinished', -1, -1, 'WITHSCORES')[2] or '0'
+return {redis.call('INCR', prefix .. ':owner'), tonumber(redis.call('GET', prefix .. ':writes') or '0'), tonumber(last)}
 """
 
 ADD = (
     GUARD
     + """
 local id, fields = ARGV[3], cjson.decode(ARGV[4])
-if redis.call('EXISTS', job(id)) == 1 then
-  -- the same again, from a caller that did not hear the first answer
-  local found = redis.call('HMGET', job(id), 'created_at', 'token')
-  return answer((found[1] == fields['created_at'] and found[2] == fields['token']) and 1 or 0)
+if redis.call('EXISTS', job(id)) == 1 then  -- 1 for the same call again, which did not hear its first answer
+  return answer(redis.call('HGET', job(id), '_added_by') == ARGV[5] and 1 or 0)
 end
+redis.call('HSET', job(id), '_added_by', ARGV[5])
 for name, text in pairs(fields) do redis.call('HSET', job(id), name, text) end
 count(fields['status'], 1)
-if fields['outcome'] == '' then
-  redis.call('ZADD', prefix .. ':unfinished', redis.call('INCR', prefix .. ':seq'), id)
+if fields['outcome'] == 'null' then
+  redis.call('ZADD', prefix .. ':unfinished', ARGV[6], id)
 else
   redis.call('ZADD', prefix .. ':ended', fields['completed_at'], id)
-  if fields['outcome'] == 'completed' then redis.call('ZADD', prefix .. ':completed', fields['completed_at'], id) end
+  if fields['outcome'] == '"completed"' then redis.call('ZADD', prefix .. ':completed', fields['completed_at'], id) end
 end
 return answer(1)
 """
@@ -82,18 +84,16 @@ return answer(1)
 FINISH = (
     GUARD
     + """
-local id, at = ARGV[3], ARGV[5]
+local id = ARGV[3]
 local fields = cjson.decode(ARGV[4])
-if not open(id) then
-  local found = redis.call('HMGET', job(id), 'outcome', 'completed_at')
-  return answer((found[1] == fields['outcome'] and found[2] == fields['completed_at']) and 1 or 0)
-end
+if not open(id) then return answer(redis.call('HGET', job(id), '_ended_by') == ARGV[5] and 1 or 0) end
+redis.call('HSET', job(id), '_ended_by', ARGV[5])
 count(redis.call('HGET', job(id), 'status'), -1)
 count(fields['status'], 1)
 for name, text in pairs(fields) do redis.call('HSET', job(id), name, text) end
 redis.call('ZREM', prefix .. ':unfinished', id)
-redis.call('ZADD', prefix .. ':ended', at, id)
-if fields['outcome'] == 'completed' then redis.call('ZADD', prefix .. ':completed', at, id) end
+redis.call('ZADD', prefix .. ':ended', fields['completed_at'], id)
+if fields['outcome'] == '"completed"' then redis.call('ZADD', prefix .. ':completed', fields['completed_at'], id) end
 return answer(1)
 """
 )
@@ -103,7 +103,7 @@ EXPIRE = (
     + """
 local ids = redis.call('ZRANGEBYSCORE', prefix .. ':completed', '-inf', '(' .. ARGV[3])
 for _, id in ipairs(ids) do
-  redis.call('HSET', job(id), 'outcome', 'expired')
+  redis.call('HSET', job(id), 'outcome', '"expired"')
   redis.call('ZREM', prefix .. ':completed', id)
 end
 return answer(ids)
@@ -139,17 +139,19 @@ class RedisStore:
     A change that finds earlier ones missing raises StoreRolledBackError: `restore` then writes what the caller knows.
     """
 
-    def __init__(self, client: "Redis[str]") -> None:
+    def __init__(self, client: Redis) -> None:
         self._redis = client
         self._owner = ""
         self._writes = 0  # changes of the store that this one has seen
+        self._last_number = 0  # of the job that was added last
 
     @classmethod
     async def open(cls, url: str) -> Self:
         """Connect and take the store over. Raises StorageError, StoreFormatError for a store of another version."""
         try:
-            client = Redis.from_url(
+            pool: BlockingConnectionPool = BlockingConnectionPool.from_url(
                 url,
+                max_connections=CONNECTIONS,
                 decode_responses=True,
                 socket_timeout=TIMEOUT_S,
                 socket_connect_timeout=TIMEOUT_S,
@@ -158,11 +160,11 @@ class RedisStore:
             )
         except ValueError as error:
             raise StorageError(f"the job store's URL cannot be used: {error}") from error
-        store = cls(client)
+        store = cls(Redis.from_pool(pool))
         try:
             await store._take_over()
         except StorageError:
-            await client.aclose()
+            await store.close()
             raise
         return store
 
@@ -173,36 +175,36 @@ class RedisStore:
         """
         await self._take_over()
         for row in rows:
-            if await self.add(row) or row.outcome is None or row.completed_at is None:
-                continue
-            ending = Ending(row.outcome, row.completed_at, row.results, row.error, row.error_code)
-            await self.finish(row.request_id, ending, row.started_at)
+            await self.add(row)
+            if row.outcome is not None and row.completed_at is not None:
+                ending = Ending(row.outcome, row.completed_at, row.results, row.error, row.error_code)
+                await self.finish(row.request_id, ending, row.started_at)
 
     async def add(self, row: JobRow) -> bool:
-        return bool(await self._change(ADD, row.request_id, json.dumps(to_texts(row))))
+        self._last_number += 1  # counted here, because calls made together may arrive in another order
+        fields, number = json.dumps(to_texts(row)), str(self._last_number)
+        return bool(await self._change(ADD, row.request_id, fields, uuid.uuid4().hex, number))
 
     async def get(self, request_id: str) -> JobRow | None:
         return (await self._rows([request_id]))[0]
 
     async def set_attempts(self, request_id: str, attempts: int) -> bool:
-        return bool(await self._change(CHANGE, request_id, json.dumps({"attempts": str(attempts)})))
+        return bool(await self._change(CHANGE, request_id, _fields(attempts=attempts)))
 
     async def claim_outputs(self, request_id: str, paths: Sequence[str]) -> bool:
-        return bool(await self._change(CHANGE, request_id, json.dumps({"output_paths": json.dumps(list(paths))})))
+        return bool(await self._change(CHANGE, request_id, _fields(output_paths=paths)))
 
     async def finish(self, request_id: str, ending: Ending, started_at: float | None = None) -> bool:
-        fields = to_texts(
-            {
-                "status": ending.status,
-                "outcome": ending.outcome,
-                "started_at": started_at,
-                "completed_at": ending.at,
-                "results": ending.results,
-                "error": ending.error,
-                "error_code": ending.error_code,
-            }
+        fields = _fields(
+            status=ending.status,
+            outcome=ending.outcome,
+            started_at=started_at,
+            completed_at=ending.at,
+            results=ending.results,
+            error=ending.error,
+            error_code=ending.error_code,
         )
-        return bool(await self._change(FINISH, request_id, json.dumps(fields), repr(ending.at)))
+        return bool(await self._change(FINISH, request_id, fields, uuid.uuid4().hex))
 
     async def unfinished(self) -> list[JobRow]:
         ids = await self._read(lambda: self._redis.zrange(f"{PREFIX}:unfinished", 0, -1))
@@ -213,7 +215,7 @@ class RedisStore:
 
     async def counts(self) -> dict[Status, int]:
         found = await self._read(lambda: self._redis.hgetall(f"{PREFIX}:counts"))
-        return {status: int(found.get(status, 0)) for status in get_args(Status)}
+        return {status: int(found.get(to_json(status), 0)) for status in get_args(Status)}
 
     async def expire_results(self, completed_before: float) -> Sequence[str]:
         return list(await self._change(EXPIRE, repr(completed_before)))
@@ -233,13 +235,13 @@ class RedisStore:
 
     async def _take_over(self) -> None:
         try:
-            owner, self._writes = await self._read(lambda: self._redis.eval(TAKE_OVER, 1, PREFIX, FORMAT))
+            owner, self._writes, self._last_number = await self._read(
+                lambda: self._redis.eval(TAKE_OVER, 1, PREFIX, FORMAT)
+            )
         except ResponseError as error:
             if str(error).startswith("FORMAT"):
-                found = str(error).removeprefix("FORMAT ")
-                raise StoreFormatError(
-                    f"the job store in Redis has format {found}, this version reads format {FORMAT}; it was left as it is"
-                ) from error
+                formats = f"has format {str(error).removeprefix('FORMAT ')}, this version reads format {FORMAT}"
+                raise StoreFormatError(f"the job store in Redis {formats}; it was left as it is") from error
             raise StorageError(f"the job store cannot be used just now: {error}") from error
         self._owner = str(owner)
 
@@ -265,7 +267,8 @@ class RedisStore:
                 found: list[dict[str, str]] = await pipeline.execute()
             return found
 
-        return [from_texts(texts) if texts else None for texts in await self._read(read)]
+        found = [{name: texts[name] for name in texts if not name.startswith("_")} for texts in await self._read(read)]
+        return [from_texts(texts) if texts else None for texts in found]
 
     @staticmethod
     async def _read(call: Callable[[], Any]) -> Any:
@@ -276,3 +279,8 @@ class RedisStore:
             raise
         except (RedisError, OSError) as error:
             raise StorageError(f"the job store cannot be reached just now: {type(error).__name__}") from error
+
+
+def _fields(**values: object) -> str:
+    """Some fields of a row, as the scripts take them: JSON of names to JSON texts."""
+    return json.dumps({name: to_json(value) for name, value in values.items()})

@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self, TypeVar, get_args
 
-from acestep_engine.params import GenerationParams
-from deployments.messages import SongResult, Status, StorageError
+from deployments.messages import Status, StorageError
 from deployments.store.protocol import Ending, JobRow, StoreFormatError
+from deployments.store.rows import row_of, to_json
 
 SCHEMA_VERSION = 2
 SCHEMA = """
@@ -87,11 +87,11 @@ class SqliteStore:
 
     async def claim_outputs(self, request_id: str, paths: Sequence[str]) -> bool:
         return await self._change(
-            "UPDATE jobs SET output_paths = ? WHERE request_id = ? AND outcome IS NULL", (_to_json(paths), request_id)
+            "UPDATE jobs SET output_paths = ? WHERE request_id = ? AND outcome IS NULL", (to_json(paths), request_id)
         )
 
     async def finish(self, request_id: str, ending: Ending, started_at: float | None = None) -> bool:
-        end = (ending.status, ending.outcome, ending.at, ending.error, ending.error_code, _to_json(ending.results))
+        end = (ending.status, ending.outcome, ending.at, ending.error, ending.error_code, to_json(ending.results))
         return await self._change(
             "UPDATE jobs SET started_at = ?, status = ?, outcome = ?, completed_at = ?, error = ?, error_code = ?,"
             " results = ? WHERE request_id = ? AND outcome IS NULL",
@@ -239,24 +239,12 @@ def _select(condition: str) -> str:
 
 def _to_columns(row: JobRow) -> list[object]:
     values = {name: getattr(row, name) for name in COLUMNS}
-    values |= {name: _to_json(values[name]) for name in JSON_COLUMNS}
+    values |= {name: to_json(values[name]) for name in JSON_COLUMNS}
     return [values[name] for name in COLUMNS]
 
 
 def _from_columns(row: sqlite3.Row) -> JobRow:
     values = dict(row)
     values |= {name: json.loads(values[name]) for name in JSON_COLUMNS}
-    values["songs"] = tuple(_song(song) for song in values["songs"])
-    values["results"] = tuple(SongResult(**result) for result in values["results"])
-    values["output_paths"] = tuple(values["output_paths"])
     values["save_file"] = bool(values["save_file"])
-    return JobRow(**values)
-
-
-def _song(values: dict[str, Any]) -> GenerationParams:
-    return GenerationParams(**values | {"oss_steps": tuple(values["oss_steps"])})
-
-
-def _to_json(value: object) -> str:
-    """JSON of plain values and of dataclasses."""
-    return json.dumps(value, default=dataclasses.asdict)
+    return row_of(values)

@@ -1,14 +1,16 @@
 """Job stores, and rows to put into them."""
 
 import dataclasses
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from acestep_engine.params import GenerationParams
 from deployments.store.protocol import JobRow, JobStore
+from deployments.store.redis import RedisStore
 from deployments.store.sqlite import SqliteStore
+from tests.redis_server import RedisServer
 
 OpenStore = Callable[[], Awaitable[JobStore]]
 
@@ -19,15 +21,28 @@ def make_row(request_id: str, **changes: object) -> JobRow:
     return dataclasses.replace(row, **changes)  # type: ignore[arg-type]
 
 
-@pytest.fixture(params=["sqlite"])
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "redis"])
 async def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[OpenStore]:
     """Opens the same store again and again; each backend that keeps jobs is one parameter here."""
     opened: list[JobStore] = []
+    server: RedisServer | None = None
+    if request.param == "redis":
+        server = request.getfixturevalue("redis_server")
+        server.empty()
 
     async def open_it() -> JobStore:
         if opened:
             await opened.pop().close()
-        opened.append(await SqliteStore.open(tmp_path / "state" / "jobs.sqlite3"))
+        if server is not None:
+            opened.append(await RedisStore.open(server.url))
+        else:
+            opened.append(await SqliteStore.open(tmp_path / "state" / "jobs.sqlite3"))
         return opened[0]
 
     yield open_it

@@ -1,0 +1,40 @@
+"""A job's row as JSON texts, one for each of its fields, and back."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from acestep_engine.params import GenerationParams
+from deployments.messages import SongResult
+from deployments.store.protocol import JobRow
+
+
+def to_json(value: object) -> str:
+    """JSON of plain values and of dataclasses."""
+    return json.dumps(value, default=dataclasses.asdict)
+
+
+def to_texts(row: JobRow) -> dict[str, str]:
+    """Every field of a row as JSON, by its name."""
+    return {field.name: to_json(getattr(row, field.name)) for field in dataclasses.fields(row)}
+
+
+def from_texts(texts: Mapping[str, str]) -> JobRow:
+    return row_of({name: json.loads(text) for name, text in texts.items()})
+
+
+def row_of(values: Mapping[str, Any]) -> JobRow:
+    """A row of what its fields' JSON says."""
+    return JobRow(
+        **{
+            **values,
+            "songs": tuple(_song(song) for song in values["songs"]),
+            "results": tuple(SongResult(**result) for result in values["results"]),
+            "output_paths": tuple(values["output_paths"]),
+        }
+    )
+
+
+def _song(values: dict[str, Any]) -> GenerationParams:
+    return GenerationParams(**values | {"oss_steps": tuple(values["oss_steps"])})

@@ -1,0 +1,123 @@
+"""The Redis store: what it does when Redis is gone, has forgotten, or belongs to another."""
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from redis.asyncio.connection import UnixDomainSocketConnection
+
+from deployments.messages import StorageError
+from deployments.store.protocol import Ending, StoreDeposedError, StoreFormatError, StoreRolledBackError
+from deployments.store.redis import PREFIX, RedisStore
+from tests.deployments.conftest import make_row
+from tests.redis_server import RedisServer
+
+COMPLETED = Ending("completed", 2_000.0)
+
+
+@pytest.fixture
+def server(redis_server: RedisServer) -> RedisServer:
+    redis_server.empty()
+    return redis_server
+
+
+async def test_who_opened_the_store_before_changes_nothing_any_more(server: RedisServer) -> None:
+    before = await RedisStore.open(server.url)
+    await before.add(make_row("a"))
+    after = await RedisStore.open(server.url)
+    with pytest.raises(StoreDeposedError):
+        await before.finish("a", COMPLETED)
+    with pytest.raises(StoreDeposedError):
+        await before.add(make_row("b"))
+    assert [row.request_id for row in await after.unfinished()] == ["a"]
+    await before.close()
+    await after.close()
+
+
+async def test_a_redis_that_was_killed_has_every_accepted_job(tmp_path: Path) -> None:
+    with RedisServer(tmp_path) as server:
+        store = await RedisStore.open(server.url)
+        rows = [make_row(str(number)) for number in range(20)]
+        for row in rows:
+            assert await store.add(row)
+        server.stop(signal.SIGKILL)
+        with pytest.raises(StorageError, match="cannot be reached"):
+            await store.add(make_row("nobody"))
+        server.start()
+        assert await store.unfinished() == rows
+        assert await store.finish("3", COMPLETED)  # over a new connection, without being opened again
+        await store.close()
+
+
+async def test_an_emptied_redis_is_noticed_and_filled_again(server: RedisServer) -> None:
+    store = await RedisStore.open(server.url)
+    for name in "abc":
+        await store.add(make_row(name))
+    await store.finish("c", COMPLETED)
+    kept = [row for name in "abc" if (row := await store.get(name)) is not None]
+    server.empty()
+    with pytest.raises(StoreRolledBackError):
+        await store.add(make_row("d"))
+    await store.restore(kept)
+    assert await store.add(make_row("d"))
+    assert [row.request_id for row in await store.unfinished()] == ["a", "b", "d"]
+    assert await store.get("c") == kept[2]
+    assert (await store.counts())["completed"] == 1
+    await store.close()
+
+
+async def test_changes_that_redis_lost_are_noticed_and_done_again(server: RedisServer) -> None:
+    """As after a crash of a Redis that brings its changes to the disk once a second."""
+    store = await RedisStore.open(server.url)
+    await store.add(make_row("a"))
+    with redis.Redis.from_url(server.url, decode_responses=True) as client:
+        client.set(f"{PREFIX}:writes", 0)
+    with pytest.raises(StoreRolledBackError):
+        await store.finish("a", COMPLETED)
+    ended = make_row("a", status="completed", outcome="completed", completed_at=2_000.0)
+    await store.restore([ended])
+    assert await store.get("a") == ended
+    assert await store.unfinished() == []
+    await store.close()
+
+
+async def test_a_change_whose_answer_was_lost_is_done_once_and_answered_as_done(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await RedisStore.open(server.url)
+    read = UnixDomainSocketConnection.read_response
+    cut: list[int] = []
+
+    async def lose_one_answer(self: UnixDomainSocketConnection, *args: Any, **kwargs: Any) -> Any:
+        answer = await read(self, *args, **kwargs)
+        if cut:
+            cut.pop()
+            raise redis.ConnectionError("cut off")
+        return answer
+
+    monkeypatch.setattr(UnixDomainSocketConnection, "read_response", lose_one_answer)
+    cut.append(1)
+    assert await store.add(make_row("a"))
+    cut.append(1)
+    assert await store.finish("a", COMPLETED)
+    assert cut == []
+    assert (await store.counts())["completed"] == 1
+    assert not await store.finish("a", COMPLETED)
+    await store.close()
+
+
+async def test_a_store_of_another_version_is_refused_and_kept(server: RedisServer) -> None:
+    with redis.Redis.from_url(server.url, decode_responses=True) as client:
+        client.set(f"{PREFIX}:format", "99")
+        with pytest.raises(StoreFormatError, match="format 99"):
+            await RedisStore.open(server.url)
+        assert client.get(f"{PREFIX}:format") == "99"
+
+
+async def test_a_redis_that_is_not_there_is_a_storage_error(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="cannot be reached"):
+        await RedisStore.open(f"unix://{tmp_path}/nothing.sock")
+    with pytest.raises(StorageError, match="URL"):
+        await RedisStore.open("http://example.com")
