@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from acestep_engine.caching import LruCache
+from acestep_engine.model.low_rank import AdapterKey, WeightedAdapter, key_of
 from acestep_engine.model.packing import GAP_FRAMES, Context, Packing, pack
 from acestep_engine.model.transformer import Modulation, Transformer
 from acestep_engine.tasks.state import Query
@@ -35,7 +36,7 @@ class Batch:
         self._device = device
         self.dtype = dtype
         self._packings: LruCache[tuple[object, ...], Packing] = LruCache(KEPT_PACKINGS)
-        self._modulations: LruCache[float, Modulation] = LruCache(KEPT_MODULATIONS)
+        self._modulations: LruCache[tuple[float, AdapterKey], Modulation] = LruCache(KEPT_MODULATIONS)
         self._rotation_table = transformer.rotation_table(0, device)
 
     def forward(self, shares: Sequence[Share]) -> list[list[Tensor]]:
@@ -43,7 +44,9 @@ class Batch:
         order = sorted(range(len(shares)), key=lambda i: shares[i].frames)  # equal lengths side by side
         ordered = [shares[i] for i in order]
         queries = [query for share in ordered for query in share.queries]
-        modulations = [self._modulation(query.timestep) for query in queries]
+        modulations = [
+            self._modulation(query.timestep, share.context.adapter) for share in ordered for query in share.queries
+        ]
         velocities = iter(self.transformer([query.latents for query in queries], modulations, self._packing(ordered)))
         answers = {i: [next(velocities) for _ in shares[i].queries] for i in order}
         return [answers[i] for i in range(len(shares))]
@@ -66,9 +69,12 @@ class Batch:
             self._packings.put(key, packing)
         return packing
 
-    def _modulation(self, timestep: float) -> Modulation:
-        modulation = self._modulations.get(timestep)
+    def _modulation(self, timestep: float, adapter: WeightedAdapter | None) -> Modulation:
+        if adapter is not None and not adapter.adapter.adapts_timesteps:
+            adapter = None
+        key = timestep, key_of(adapter)
+        modulation = self._modulations.get(key)
         if modulation is None:
-            modulation = self.transformer.modulate(torch.full((), timestep, device=self._device))
-            self._modulations.put(timestep, modulation)
+            modulation = self.transformer.modulate(torch.full((), timestep, device=self._device), adapter)
+            self._modulations.put(key, modulation)
         return modulation

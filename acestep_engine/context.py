@@ -11,6 +11,7 @@ from torch import Tensor
 
 from acestep_engine.caching import LruCache
 from acestep_engine.conditioning import Conditioning, HiddenStates
+from acestep_engine.model.low_rank import AdapterKey, WeightedAdapter, key_of
 from acestep_engine.model.packing import Context
 from acestep_engine.model.transformer import Transformer
 from acestep_engine.params import GenerationParams
@@ -26,20 +27,25 @@ class ContextBuilder:
         self._transformer = transformer
         self._device = device
         self._dtype = dtype
-        self._lyrics: LruCache[tuple[bytes, bytes, float], Tensor] = LruCache(KEPT_LYRICS)
+        self._lyrics: LruCache[tuple[bytes, bytes, float, AdapterKey], Tensor] = LruCache(KEPT_LYRICS)
         self._contexts: WeakValueDictionary[bytes, Context] = WeakValueDictionary()
 
-    def build(self, params: GenerationParams, conditioning: Conditioning) -> Context:
+    def build(
+        self, params: GenerationParams, conditioning: Conditioning, adapter: WeightedAdapter | None = None
+    ) -> Context:
         """The rows a request is guided between: conditioned, unconditioned, and text only for double guidance.
 
         Unconditioned is nothing at all, or with `use_erg_lyric` the same prompt and lyrics weakly attended to.
         """
-        return self._known(_key_of(params, conditioning), lambda: self._build(params, conditioning))
+        key = _key_of(params, conditioning, adapter)
+        return self._known(key, lambda: self._build(params, conditioning, adapter))
 
-    def build_apart(self, conditioning: Conditioning, *, conditioned: bool) -> Context:
+    def build_apart(
+        self, conditioning: Conditioning, adapter: WeightedAdapter | None = None, *, conditioned: bool
+    ) -> Context:
         """One row, for edit: of prompt and lyrics, or of nothing: zeros as long as the prompt, and no lyrics."""
-        key = _key_of_one(conditioning, conditioned=conditioned)
-        return self._known(key, lambda: self._build_apart(conditioning, conditioned=conditioned))
+        key = _key_of_one(conditioning, adapter, conditioned=conditioned)
+        return self._known(key, lambda: self._build_apart(conditioning, adapter, conditioned=conditioned))
 
     def _known(self, key: bytes, build: Callable[[], Context]) -> Context:
         context = self._contexts.get(key)
@@ -47,14 +53,16 @@ class ContextBuilder:
             context = self._contexts[key] = build()
         return context
 
-    def _build_apart(self, conditioning: Conditioning, *, conditioned: bool) -> Context:
+    def _build_apart(
+        self, conditioning: Conditioning, adapter: WeightedAdapter | None, *, conditioned: bool
+    ) -> Context:
         ids, mask = torch.tensor(conditioning.lyric_ids), torch.tensor(conditioning.lyric_mask)
         if not conditioned:  # all of the lyrics is left out; one masked token has the shape of none
             ids, mask = torch.zeros_like(ids[:1]), torch.zeros_like(mask[:1])
         text = self._text(conditioning.text if conditioned else None, conditioning.text)
-        return self._prepare(text[None], [(ids, 1.0)], mask)
+        return self._prepare(text[None], [(ids, 1.0)], mask, adapter)
 
-    def _build(self, params: GenerationParams, conditioning: Conditioning) -> Context:
+    def _build(self, params: GenerationParams, conditioning: Conditioning, adapter: WeightedAdapter | None) -> Context:
         ids, mask = torch.tensor(conditioning.lyric_ids), torch.tensor(conditioning.lyric_mask)  # (N,)
         weak = params.use_erg_lyric
         texts: list[HiddenStates | None] = [conditioning.text]
@@ -65,24 +73,30 @@ class ContextBuilder:
                 texts.append(conditioning.text)
             without = (ids, ERG_LYRIC_QUERY_SCALE) if weak else (torch.zeros_like(ids), 1.0)
             lyrics += [without] * (len(texts) - 1)
-        return self._prepare(torch.stack([self._text(text, conditioning.text) for text in texts]), lyrics, mask)
+        states = torch.stack([self._text(text, conditioning.text) for text in texts])
+        return self._prepare(states, lyrics, mask, adapter)
 
-    def _prepare(self, texts: Tensor, lyrics: Sequence[tuple[Tensor, float]], mask: Tensor) -> Context:
+    def _prepare(
+        self, texts: Tensor, lyrics: Sequence[tuple[Tensor, float]], mask: Tensor, adapter: WeightedAdapter | None
+    ) -> Context:
         """The context of rows with texts (R, L, C) and lyrics as `_encode_lyrics` takes them, real where `mask` is."""
         model = self._transformer
         speaker = torch.zeros(len(texts), model.config.speaker_embedding_dim, device=self._device, dtype=self._dtype)
-        hidden = model.join_context(texts, speaker, self._encode_lyrics(lyrics, mask))
+        hidden = model.join_context(texts, speaker, self._encode_lyrics(lyrics, mask, adapter), adapter)
         real = torch.cat([torch.ones(hidden.shape[1] - len(mask), dtype=torch.bool), mask.bool()])
-        return model.prepare_context(hidden, real)
+        return model.prepare_context(hidden, real, adapter)
 
     def _text(self, text: HiddenStates | None, like: HiddenStates) -> Tensor:
         """Hidden states (L, C) of a prompt; zeros for none."""
         states = torch.zeros(like.shape) if text is None else torch.tensor(text)
         return states.to(self._device, self._dtype)
 
-    def _encode_lyrics(self, wanted: Sequence[tuple[Tensor, float]], mask: Tensor) -> Tensor:
+    def _encode_lyrics(
+        self, wanted: Sequence[tuple[Tensor, float]], mask: Tensor, adapter: WeightedAdapter | None
+    ) -> Tensor:
         """Hidden states (R, N, dim) of token ids (N,), each with the scale of its attention's queries."""
-        keys = [(ids.numpy().tobytes(), mask.numpy().tobytes(), scale) for ids, scale in wanted]
+        masked, under = mask.numpy().tobytes(), key_of(adapter)
+        keys = [(ids.numpy().tobytes(), masked, scale, under) for ids, scale in wanted]
         known = {key: states for key in keys if (states := self._lyrics.get(key)) is not None}
         missing = {key: one for key, one in zip(keys, wanted, strict=True) if key not in known}
         if missing:
@@ -91,6 +105,7 @@ class ContextBuilder:
                 torch.stack([ids for ids, _ in missing.values()]).to(self._device),
                 mask.expand(len(missing), -1),
                 None if all(s == 1.0 for s in scales) else torch.tensor(scales, device=self._device, dtype=self._dtype),
+                adapter,
             )
             for key, states in zip(missing, encoded, strict=True):
                 known[key] = states.clone()  # not a view that keeps its neighbours
@@ -98,19 +113,19 @@ class ContextBuilder:
         return torch.stack([known[key] for key in keys])
 
 
-def _key_of(params: GenerationParams, conditioning: Conditioning) -> bytes:
+def _key_of(params: GenerationParams, conditioning: Conditioning, adapter: WeightedAdapter | None) -> bytes:
     """Equal for requests whose contexts are equal."""
     flags = params.use_erg_lyric, params.guided, params.double_guided, conditioning.text_weakened is None
     arrays = (conditioning.text, conditioning.text_weakened, conditioning.lyric_ids, conditioning.lyric_mask)
-    return _digest((flags, conditioning.text.shape), arrays)
+    return _digest((flags, conditioning.text.shape, key_of(adapter)), arrays)
 
 
-def _key_of_one(conditioning: Conditioning, *, conditioned: bool) -> bytes:
+def _key_of_one(conditioning: Conditioning, adapter: WeightedAdapter | None, *, conditioned: bool) -> bytes:
     """Equal for rows that are equal; never that of a request's context."""
-    shape = conditioning.text.shape
+    what = conditioning.text.shape, key_of(adapter)
     if not conditioned:
-        return _digest(("nothing", shape), ())
-    return _digest(("apart", shape), (conditioning.text, conditioning.lyric_ids, conditioning.lyric_mask))
+        return _digest(("nothing", *what), ())
+    return _digest(("apart", *what), (conditioning.text, conditioning.lyric_ids, conditioning.lyric_mask))
 
 
 def _digest(what: object, arrays: Sequence[npt.NDArray[Any] | None]) -> bytes:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from acestep_engine import tasks
+from acestep_engine.adapters import AdapterLimits, AdapterLoader, AdapterShelf
 from acestep_engine.audio import SourceAudio
 from acestep_engine.batch import Batch, Share
 from acestep_engine.calibrate import Calibration, compiling_pays, measure_decoding, measure_forwards
@@ -22,6 +23,7 @@ from acestep_engine.decode import OVERLAPPED_OVER_S, Decoding, check_latents
 from acestep_engine.devices import Pacer, free_memory, pick_device, pick_dtype
 from acestep_engine.errors import Cancelled, EngineError, ParameterError
 from acestep_engine.model.autoencoder import MusicAutoencoder
+from acestep_engine.model.low_rank import WeightedAdapter
 from acestep_engine.model.packing import Context
 from acestep_engine.model.transformer import Transformer
 from acestep_engine.offload import Residency
@@ -31,6 +33,7 @@ from acestep_engine.schedule import Demand, Scheduler
 from acestep_engine.tasks.state import TaskState
 
 UNBOUNDED = sys.maxsize
+DEFAULT_ADAPTER_LIMITS = AdapterLimits()
 ATTEMPTS_ALONE = 2  # of a unit that runs out of memory although nobody shares it
 
 
@@ -41,6 +44,7 @@ class _Request:
     request_id: str
     params: GenerationParams
     inputs: Inputs
+    adapter: WeightedAdapter | None
     priority: int
     task: TaskState | None = None
     contexts: Sequence[Context] = ()
@@ -70,6 +74,7 @@ class Engine:
         autoencoder: MusicAutoencoder,
         device: torch.device,
         calibration: Calibration | None = None,
+        adapter_limits: AdapterLimits = DEFAULT_ADAPTER_LIMITS,
     ) -> None:
         """`calibration` None measures this device, which takes some forwards and warms it up."""
         self.spec = spec
@@ -80,6 +85,8 @@ class Engine:
         self._residency = Residency(device, enabled=spec.cpu_offload)
         self.batch = Batch(transformer, device, self.dtype)
         self.contexts = ContextBuilder(transformer, device, self.dtype)
+        loader = AdapterLoader(transformer.config, device, self.dtype)
+        self.adapters = AdapterShelf(loader, adapter_limits, self._adapters_in_use)
         if spec.torch_compile or (spec.torch_compile is None and self._compiling_pays()):
             transformer.compile_blocks()
         self.calibration = calibration or self._measure()
@@ -89,7 +96,13 @@ class Engine:
         self._most_begun = UNBOUNDED  # requests at a time, since one found no memory beside so many
 
     @classmethod
-    def load(cls, spec: ModelSpec, device: str | None = None, calibration: Calibration | None = None) -> Self:
+    def load(
+        cls,
+        spec: ModelSpec,
+        device: str | None = None,
+        calibration: Calibration | None = None,
+        adapter_limits: AdapterLimits = DEFAULT_ADAPTER_LIMITS,
+    ) -> Self:
         """From a checkpoint folder, strictly. Raises CheckpointError naming the file or tensor that does not fit."""
         folder = Path(spec.path)
         check_folder(folder)
@@ -97,7 +110,8 @@ class Engine:
         dtype = pick_dtype(spec.precision, target)
         home = torch.device("cpu") if spec.cpu_offload else target
         transformer = Transformer.load(folder / TRANSFORMER, home, dtype)
-        return cls(spec, transformer, MusicAutoencoder.load(folder, home, dtype), target, calibration)
+        autoencoder = MusicAutoencoder.load(folder, home, dtype)
+        return cls(spec, transformer, autoencoder, target, calibration, adapter_limits)
 
     @property
     def busy(self) -> bool:
@@ -112,11 +126,12 @@ class Engine:
     ) -> None:
         """Take a request in; the next `step` begins it. A higher `priority` runs first.
 
-        Raises ValueError for an id in use.
+        Raises ValueError for an id in use, AdapterNotLoadedError for an adapter that is not on the device.
         """
         if request_id in self._requests:
             raise ValueError(f"there is a request {request_id!r} already")
-        self._requests[request_id] = _Request(request_id, params, inputs, priority)
+        adapter = self.adapters.weighted(params.active_adapter)
+        self._requests[request_id] = _Request(request_id, params, inputs, adapter, priority)
 
     def abort(self, request_id: str) -> None:
         """Forget a request, if there is one of that id; what it held is free at once."""
@@ -160,11 +175,15 @@ class Engine:
     ) -> Song:
         """Make one song and nothing else. `on_progress` is called before the first forward and after each.
 
+        The request's adapter is loaded first, if it is not on the device.
+
         Raises Cancelled within one forward of `cancelled()` turning true, NumericalError if the model answers NaN or
-        infinity, ParameterError for a source that is missing or does not suit.
+        infinity, ParameterError for a source that is missing or does not suit, AdapterError.
         """
         if self.busy:
             raise ValueError(f"there are {len(self._requests)} requests in the engine already")
+        if params.active_adapter is not None:
+            self.adapters.fetch(params.active_adapter)
         self.add("", params, inputs)
         try:
             while not cancelled():
@@ -179,6 +198,10 @@ class Engine:
             raise Cancelled
         finally:
             self.abort("")
+
+    def _adapters_in_use(self) -> set[str]:
+        weighted = (request.adapter for request in self._requests.values())
+        return {one.adapter.digest for one in weighted if one is not None}
 
     def _begin_waiting(self) -> list[Event]:
         """Begin those that wait; after one whose source had to be encoded, others get their turn.
@@ -224,18 +247,19 @@ class Engine:
         latents = self._encode_source(source) if isinstance(source, SourceAudio) else _known_latents(source)
         task = tasks.begin(request.params, latents, self.device, self.dtype)
         with self._residency.use(self.transformer):
-            request.contexts = self._build_contexts(request.params, request.inputs)
+            request.contexts = self._build_contexts(request)
         request.task = task
 
-    def _build_contexts(self, params: GenerationParams, inputs: Inputs) -> list[Context]:
+    def _build_contexts(self, request: _Request) -> list[Context]:
         """Those that the task's queries count."""
+        params, inputs, adapter = request.params, request.inputs, request.adapter
         if params.task != "edit":
-            return [self.contexts.build(params, inputs.conditioning)]
+            return [self.contexts.build(params, inputs.conditioning, adapter)]
         if inputs.target is None:
             raise ParameterError("edit_target_prompt", "is missing")
         kinds = (True, False) if params.guided else (True,)
         wanted = itertools.product(kinds, (inputs.conditioning, inputs.target))
-        return [self.contexts.build_apart(one, conditioned=conditioned) for conditioned, one in wanted]
+        return [self.contexts.build_apart(one, adapter, conditioned=conditioned) for conditioned, one in wanted]
 
     def _encode_source(self, source: SourceAudio) -> Tensor:
         """Latents (8, 16, T) of the source; what is past the longest song is left out."""

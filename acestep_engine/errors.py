@@ -9,6 +9,9 @@ EngineError
 ├── CheckpointError           a checkpoint folder cannot be used; the message names the file or the tensor
 │   ├── CheckpointNotFoundError
 │   └── DownloadError
+├── AdapterError              a LoRA adapter cannot be used; the message names the file, the tensor or the size
+│   ├── AdapterChangedError     its files are not those that the request was accepted with
+│   └── AdapterNotLoadedError   it is not on the device
 ├── NumericalError            the model answered NaN or infinity
 └── Cancelled                 the request was aborted between two steps
 
@@ -58,6 +61,18 @@ class CheckpointNotFoundError(CheckpointError):
 
 class DownloadError(CheckpointError):
     """A checkpoint could not be downloaded or its content is not what was published."""
+
+
+class AdapterError(EngineError):
+    """A LoRA adapter cannot be used. The message names no folder of the server."""
+
+
+class AdapterChangedError(AdapterError):
+    """The files of an adapter are not those that the request was accepted with."""
+
+
+class AdapterNotLoadedError(AdapterError):
+    """An adapter is not on the device."""
 
 
 class NumericalError(EngineError):

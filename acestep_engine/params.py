@@ -31,6 +31,16 @@ def latent_frames(duration_s: float) -> int:
 
 
 @dataclass(frozen=True)
+class Adapter:
+    """A LoRA adapter and how strongly it acts: 0 is the model itself. `digest` says what `path` must hold."""
+
+    name: str
+    digest: str
+    path: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
 class GenerationParams:
     """One song. Everything is decided: the seed is drawn, -1 durations are resolved, lists are parsed.
 
@@ -71,6 +81,12 @@ class GenerationParams:
     edit_n_max: float = 1.0  # ... and from which on the result is sampled without its source
     edit_n_avg: int = 1  # draws of noise that each step of an edit averages over
     vocal_language: str | None = None  # a language for every line that does not name its own
+    adapter: Adapter | None = None
+
+    @property
+    def active_adapter(self) -> Adapter | None:
+        """The adapter, unless its weight makes it nothing."""
+        return self.adapter if self.adapter is not None and self.adapter.weight != 0 else None
 
     @property
     def guided(self) -> bool:

@@ -25,8 +25,9 @@ from acestep_engine.decode import decode_latents
 from acestep_engine.devices import describe_device, pick_device, pick_dtype, synchronize
 from acestep_engine.engine import Engine
 from acestep_engine.model.autoencoder import MusicAutoencoder, build_dcae, build_vocoder
+from acestep_engine.model.config import TransformerConfig
 from acestep_engine.model.mel import LogMel, MelConfig
-from acestep_engine.model.transformer import Transformer, TransformerConfig
+from acestep_engine.model.transformer import Transformer
 from acestep_engine.params import GenerationParams, ModelSpec, latent_frames
 from acestep_engine.requests import Failed, Finished, Inputs
 from acestep_engine.tasks.state import Query

@@ -8,11 +8,16 @@ is the usual scaled dot product. Both rotate queries and keys (RoPE, arXiv 2104.
 dimensions of queries and keys before the odd ones. Dot products do not change, and a rotation needs no interleaving.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from acestep_engine.model.linear import Linear
+from acestep_engine.model.low_rank import Adaptation, adapted
 from acestep_engine.model.packing import KeyValue, Packing, Rotation, Segment, Span
 
 LINEAR_ATTENTION_EPS = 1e-15
@@ -47,9 +52,22 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
 
 def folded_rows(linear: Linear, heads: int) -> tuple[Tensor, Tensor]:
     """Weight and bias of a projection to queries or keys, with each head's dimensions in the folded order."""
-    head_dim = linear.out_features // heads
-    order = (torch.arange(heads)[:, None] * head_dim + even_then_odd(head_dim)).flatten().to(linear.weight.device)
+    order = folded_order(heads, linear.out_features // heads).to(linear.weight.device)
     return linear.weight[order], linear.bias[order]
+
+
+def folded_order(heads: int, head_dim: int) -> Tensor:
+    """The folded order of the outputs of a projection to queries or keys."""
+    return (torch.arange(heads)[:, None] * head_dim + even_then_odd(head_dim)).flatten()
+
+
+@dataclass(frozen=True)
+class Folded:
+    """Where `fold` leaves a loaded projection: which of the equal parts of another one, in the folded order or not."""
+
+    name: str
+    part: int
+    reordered: bool
 
 
 def stacked(parts: list[tuple[Tensor, Tensor]]) -> Linear:
@@ -63,6 +81,12 @@ def stacked(parts: list[tuple[Tensor, Tensor]]) -> Linear:
 
 class LinearAttention(nn.Module):
     """Self-attention whose cost grows with T, not T squared."""
+
+    FOLDED: ClassVar[Mapping[str, Folded]] = {
+        "to_q": Folded("to_qkv", 0, reordered=True),
+        "to_k": Folded("to_qkv", 1, reordered=True),
+        "to_v": Folded("to_qkv", 2, reordered=False),
+    }
 
     def __init__(self, dim: int, heads: int, head_dim: int) -> None:
         super().__init__()
@@ -78,9 +102,11 @@ class LinearAttention(nn.Module):
         self.to_qkv = stacked([q, k, (self.to_v.weight, self.to_v.bias)])
         del self.to_q, self.to_k, self.to_v
 
-    def project(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+    def project(
+        self, x: Tensor, rotation: Rotation, adaptation: Adaptation | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, each (N, H, D), float32: the sums of attention run over the whole song."""
-        qkv = self.to_qkv(x).unflatten(-1, (3 * self.heads, -1))  # (N, 3 * H, D)
+        qkv = adapted(self.to_qkv(x), x, adaptation, "to_qkv").unflatten(-1, (3 * self.heads, -1))  # (N, 3 * H, D)
         qk, v = qkv[:, : 2 * self.heads], qkv[:, 2 * self.heads :]
         q, k = F.relu(rotate(qk, rotation).to(x.dtype)).float().chunk(2, dim=1)
         return q, k, v.float()
@@ -109,6 +135,12 @@ def _attend_rows(q: Tensor, k: Tensor, v: Tensor, span: Span) -> Tensor:
 class CrossAttention(nn.Module):
     """Attention of latent frames to the context: speaker, prompt, lyrics."""
 
+    FOLDED: ClassVar[Mapping[str, Folded]] = {
+        "to_q": Folded("to_q", 0, reordered=True),
+        "to_k": Folded("to_kv", 0, reordered=True),
+        "to_v": Folded("to_kv", 1, reordered=False),
+    }
+
     def __init__(self, dim: int, heads: int, head_dim: int) -> None:
         super().__init__()
         inner = heads * head_dim
@@ -123,15 +155,18 @@ class CrossAttention(nn.Module):
         self.to_q = stacked([folded_rows(self.to_q, self.heads)])
         del self.to_k, self.to_v
 
-    def project_context(self, hidden: Tensor, rotation: Rotation) -> KeyValue:
+    def project_context(self, hidden: Tensor, rotation: Rotation, adaptation: Adaptation | None = None) -> KeyValue:
         """Keys and values (R, H, C, D) of a context (R, C, dim). They do not change over the steps of a request."""
-        k, v = self.to_kv(hidden).unflatten(-1, (2 * self.heads, -1)).chunk(2, dim=2)  # (R, C, H, D) each
+        kv = adapted(self.to_kv(hidden), hidden, adaptation, "to_kv").unflatten(-1, (2 * self.heads, -1))
+        k, v = kv.chunk(2, dim=2)  # (R, C, H, D) each
         rotated = rotate(k, rotation).to(k.dtype)
         return rotated.transpose(1, 2).contiguous(), v.transpose(1, 2).contiguous()
 
-    def project(self, x: Tensor, rotation: Rotation, query_scale: Tensor | None) -> Tensor:
+    def project(
+        self, x: Tensor, rotation: Rotation, query_scale: Tensor | None, adaptation: Adaptation | None = None
+    ) -> Tensor:
         """Queries (N, H, D) in x's dtype. `query_scale` (N, 1) weakens the attention of single rows."""
-        q = self.to_q(x)
+        q = adapted(self.to_q(x), x, adaptation, "to_q")
         if query_scale is not None:
             q = q * query_scale
         return rotate(q.unflatten(-1, (self.heads, -1)), rotation).to(x.dtype)

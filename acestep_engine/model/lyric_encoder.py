@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from acestep_engine.model.linear import Linear
+from acestep_engine.model.low_rank import Adaptation, adapted, within
 
 
 @dataclass(frozen=True)
@@ -47,16 +48,24 @@ class RelativeSelfAttention(nn.Module):
         self.pos_bias_u = nn.Parameter(torch.empty(heads, dim // heads))
         self.pos_bias_v = nn.Parameter(torch.empty(heads, dim // heads))
 
-    def forward(self, x: Tensor, positions: Tensor, mask: Tensor | None, query_scale: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        mask: Tensor | None,
+        query_scale: Tensor | None,
+        adaptation: Adaptation | None,
+    ) -> Tensor:
         """(B, T, dim) to the same shape. `positions` (2T - 1, dim), `mask` (B, 1, 1, T) true at real tokens."""
         batch, length, _ = x.shape
-        q = self.linear_q(x)
+        q = adapted(self.linear_q(x), x, adaptation, "linear_q")
         if query_scale is not None:
             q = q * query_scale[:, None, None]
         q = q.unflatten(-1, (self.heads, -1))  # (B, T, H, D)
-        k = self.linear_k(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, T, D)
-        v = self.linear_v(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        p = self.linear_pos(positions).unflatten(-1, (self.heads, -1)).transpose(0, 1)  # (H, 2 * T - 1, D)
+        k = adapted(self.linear_k(x), x, adaptation, "linear_k").unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        v = adapted(self.linear_v(x), x, adaptation, "linear_v").unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        p = adapted(self.linear_pos(positions), positions, adaptation, "linear_pos")  # (2 * T - 1, dim)
+        p = p.unflatten(-1, (self.heads, -1)).transpose(0, 1)  # (H, 2 * T - 1, D)
 
         to_content = (q + self.pos_bias_u).transpose(1, 2)  # (B, H, T, D)
         to_distance = (q + self.pos_bias_v).transpose(1, 2)
@@ -79,7 +88,8 @@ class RelativeSelfAttention(nn.Module):
             if mask is not None:
                 weights = weights.masked_fill(~mask, 0.0)  # a row without any real token would be NaN
             attended.append(weights @ v)
-        return self.linear_out(torch.cat(attended, dim=2).transpose(1, 2).flatten(2))
+        x = torch.cat(attended, dim=2).transpose(1, 2).flatten(2)  # (B, T, dim)
+        return adapted(self.linear_out(x), x, adaptation, "linear_out")
 
 
 class FeedForward(nn.Module):
@@ -88,8 +98,9 @@ class FeedForward(nn.Module):
         self.w_1 = Linear(dim, ff_dim)
         self.w_2 = Linear(ff_dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.w_2(F.silu(self.w_1(x)))
+    def forward(self, x: Tensor, adaptation: Adaptation | None) -> Tensor:
+        hidden = F.silu(adapted(self.w_1(x), x, adaptation, "w_1"))
+        return adapted(self.w_2(hidden), hidden, adaptation, "w_2")
 
 
 class LyricEncoderLayer(nn.Module):
@@ -100,9 +111,16 @@ class LyricEncoderLayer(nn.Module):
         self.norm_mha = nn.LayerNorm(config.dim)
         self.norm_ff = nn.LayerNorm(config.dim)
 
-    def forward(self, x: Tensor, positions: Tensor, mask: Tensor | None, query_scale: Tensor | None) -> Tensor:
-        x = x + self.self_attn(self.norm_mha(x), positions, mask, query_scale)
-        return x + self.feed_forward(self.norm_ff(x))
+    def forward(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        mask: Tensor | None,
+        query_scale: Tensor | None,
+        adaptation: Adaptation | None,
+    ) -> Tensor:
+        x = x + self.self_attn(self.norm_mha(x), positions, mask, query_scale, within(adaptation, "self_attn"))
+        return x + self.feed_forward(self.norm_ff(x), within(adaptation, "feed_forward"))
 
 
 class InputProjection(nn.Module):
@@ -110,8 +128,9 @@ class InputProjection(nn.Module):
         super().__init__()
         self.out = nn.Sequential(Linear(dim, dim), nn.LayerNorm(dim))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.out(x) * math.sqrt(x.shape[-1])
+    def forward(self, x: Tensor, adaptation: Adaptation | None) -> Tensor:
+        linear, norm = self.out
+        return norm(adapted(linear(x), x, adaptation, "out.0")) * math.sqrt(x.shape[-1])
 
 
 class LyricEncoder(nn.Module):
@@ -121,14 +140,21 @@ class LyricEncoder(nn.Module):
         self.encoders = nn.ModuleList(LyricEncoderLayer(config) for _ in range(config.layers))
         self.after_norm = nn.LayerNorm(config.dim)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, query_scale: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        query_scale: Tensor | None = None,
+        adaptation: Adaptation | None = None,
+    ) -> Tensor:
         """Token embeddings (B, T, dim) to hidden states (B, T, dim).
 
         `mask` (B, T) is true at real tokens; `query_scale` (B,) weakens the attention of the layers in `ERG_LAYERS`.
         """
         positions = relative_positions(x.shape[1], x.shape[2], x.device).to(x.dtype)
         key_mask = None if mask is None else mask[:, None, None, :]  # (B, 1, 1, T)
-        x = self.embed(x)
+        x = self.embed(x, within(adaptation, "embed"))
         for i, layer in enumerate(self.encoders):
-            x = layer(x, positions, key_mask, query_scale if i in ERG_LAYERS else None)
+            scale = query_scale if i in ERG_LAYERS else None
+            x = layer(x, positions, key_mask, scale, within(adaptation, f"encoders.{i}"))
         return self.after_norm(x)

@@ -12,6 +12,8 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
+from acestep_engine.model.low_rank import Adaptation, WeightedAdapter, of_tokens
+
 GAP_FRAMES = 1  # between two rows; as much as the depthwise convolutions see on one side
 
 KeyValue = tuple[Tensor, Tensor]  # keys (rotated) and values, each (R, H, C, D)
@@ -20,9 +22,13 @@ Rotation = tuple[Tensor, Tensor]  # cosines and sines of every token, each (N, 1
 
 @dataclass(frozen=True)
 class Context:
-    """What the frames of one request attend to, ready for every step: keys and values of each block."""
+    """What the frames of one request attend to, ready for every step: keys and values of each block.
+
+    They were made under `adapter`, and the frames run under it too.
+    """
 
     key_values: tuple[KeyValue, ...]
+    adapter: WeightedAdapter | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,7 @@ class Packing:
     gaps: Tensor  # (rows,) the tokens that are gaps
     row_of_token: Tensor  # (N,)
     query_scale: Tensor | None  # (N, 1): weakens the cross-attention of some blocks; None if nobody asks for it
+    adaptation: Adaptation | None = None  # None if nobody has an adapter
 
     def row_frames(self) -> Iterator[tuple[int, int]]:
         """The first token and the number of frames of each row, without its gap."""
@@ -106,6 +113,7 @@ def pack(
         gaps=(stops - 1).to(device),
         row_of_token=row_of_token.to(device),
         query_scale=None if bool((query_scale == 1.0).all()) else query_scale[row_of_token].unsqueeze(1).to(device),
+        adaptation=of_tokens([(slice(one.start, one.stop), one.context.adapter) for one in segments]),
     )
 
 

@@ -5,8 +5,9 @@ request is computed once: keys and values of its context, and the modulation of 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,10 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from acestep_engine.errors import CheckpointError
 from acestep_engine.model.attention import CrossAttention, LinearAttention, rotary_angles
+from acestep_engine.model.config import TIMESTEP_CHANNELS, TransformerConfig, unused_in_generation
 from acestep_engine.model.linear import Linear, project
 from acestep_engine.model.loading import load_weights, read_config
+from acestep_engine.model.low_rank import Adaptation, WeightedAdapter, adapted, everywhere, within
 from acestep_engine.model.lyric_encoder import LyricEncoder, LyricEncoderConfig
 from acestep_engine.model.packing import Context, Packing
 from acestep_engine.model.patch import PatchEmbedding
@@ -27,55 +29,7 @@ from acestep_engine.model.patch import PatchEmbedding
 ERG_BLOCKS = range(15, 20)
 
 NORM_EPS = 1e-6
-TIMESTEP_CHANNELS = 256
 COMPILED_METHODS = ("project", "cross_project", "finish")  # of a block
-
-
-@dataclass(frozen=True)
-class TransformerConfig:
-    """Sizes, as in `ace_step_transformer/config.json`. Published configs leave the lyric encoder's out."""
-
-    num_layers: int
-    num_attention_heads: int
-    attention_head_dim: int
-    mlp_ratio: float
-    text_embedding_dim: int
-    in_channels: int = 8
-    out_channels: int = 8
-    latent_height: int = 16
-    speaker_embedding_dim: int = 512
-    rope_theta: float = 1_000_000.0
-    lyric_encoder_vocab_size: int = 6693
-    lyric_hidden_size: int = 1024
-    lyric_encoder_heads: int = 16
-    lyric_encoder_ff_dim: int = 4096
-    lyric_encoder_layers: int = 6
-
-    @property
-    def dim(self) -> int:
-        return self.num_attention_heads * self.attention_head_dim
-
-    @property
-    def patch_channels(self) -> int:
-        """Channels between the two convolutions of the patch embedding."""
-        return self.in_channels * 256
-
-    @classmethod
-    def from_json(cls, config: Mapping[str, Any]) -> Self:
-        """Raises CheckpointError for a missing size or a patch other than one column of latents."""
-        if list(config.get("patch_size", [16, 1])) != [config.get("max_height", 16), 1]:
-            raise CheckpointError(f"patch_size {config['patch_size']} is not one whole column of latents")
-        fields = {k: v for k, v in config.items() if k in cls.__dataclass_fields__}
-        fields["latent_height"] = config.get("max_height", 16)
-        try:
-            return cls(**fields)
-        except TypeError as error:
-            raise CheckpointError(f"ace_step_transformer/config.json lacks a size: {error}") from None
-
-
-def unused_in_generation(name: str) -> bool:
-    """Tensors of a published checkpoint that only its training used: a fifth of all parameters."""
-    return name.startswith("projectors.") or ".cross_attn.add_" in name or ".cross_attn.to_add_out." in name
 
 
 @dataclass(frozen=True)
@@ -117,9 +71,9 @@ class GatedConvFeedForward(nn.Module):
         self.register_buffer("taps_bias", depthwise.bias.clone(), persistent=False)
         del self.depth_conv
 
-    def forward(self, x: Tensor, gaps: Tensor) -> Tensor:
+    def forward(self, x: Tensor, gaps: Tensor, adaptation: Adaptation | None = None) -> Tensor:
         """(N, dim) to the same shape. The convolution sees zeros in the gaps, as it would past the ends of a song."""
-        x = F.silu(pointwise(self.inverted_conv.conv, x))  # (N, 2 * hidden)
+        x = F.silu(adapted(pointwise(self.inverted_conv.conv, x), x, adaptation, "inverted_conv.conv"))
         x.index_fill_(0, gaps, 0.0)
         # Three shifted products: a depthwise convolution of packed frames is many times slower on a CPU, and these
         # fuse with their neighbours when compiled.
@@ -128,7 +82,8 @@ class GatedConvFeedForward(nn.Module):
         mixed[1:].addcmul_(x[:-1], before)
         mixed[:-1].addcmul_(x[1:], after)
         value, gate = mixed.chunk(2, dim=-1)  # (N, hidden) each
-        return pointwise(self.point_conv.conv, value * F.silu(gate))
+        x = value * F.silu(gate)
+        return adapted(pointwise(self.point_conv.conv, x), x, adaptation, "point_conv.conv")
 
 
 def pointwise(conv: nn.Conv1d, x: Tensor) -> Tensor:
@@ -158,18 +113,31 @@ class TransformerBlock(nn.Module):
         """(N, dim) to the same shape; `modulation` (rows or 1, 6, dim). This is block `index`."""
         scale = packing.query_scale if index in ERG_BLOCKS else None
         rows = packing.row_of_token
-        q, k, v = self.project(x, modulation, rows, packing.rotation)
+        project, cross_project, finish = self._parts(within(packing.adaptation, f"transformer_blocks.{index}"))
+        q, k, v = project(x, modulation, rows, packing.rotation)
         attended = self.attn.attend(q, k, v, packing, x.dtype)
-        x, q = self.cross_project(x, attended, modulation, rows, packing.rotation, scale)
-        return self.finish(x, self.cross_attn.attend(q, packing, index), modulation, rows, packing.gaps)
+        x, q = cross_project(x, attended, modulation, rows, packing.rotation, scale)
+        return finish(x, self.cross_attn.attend(q, packing, index), modulation, rows, packing.gaps)
+
+    def _parts(self, adaptation: Adaptation | None) -> Sequence[Callable[..., Any]]:
+        """What lies between the attentions. Adapted parts run plainly: each company would be compiled anew."""
+        if adaptation is None:
+            return [getattr(self, name) for name in COMPILED_METHODS]
+        return [partial(getattr(TransformerBlock, name), self, adaptation=adaptation) for name in COMPILED_METHODS]
 
     # What lies between the attentions runs on all tokens alike, so these three can be compiled for any packing.
 
     def project(
-        self, x: Tensor, modulation: Tensor, rows: Tensor, rotation: tuple[Tensor, Tensor]
+        self,
+        x: Tensor,
+        modulation: Tensor,
+        rows: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        adaptation: Adaptation | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         shift, scale, _, _, _, _ = modulation.unbind(1)
-        return self.attn.project(torch.addcmul(spread(shift, rows), rms_norm(x), spread(scale, rows)), rotation)
+        normed = torch.addcmul(spread(shift, rows), rms_norm(x), spread(scale, rows))
+        return self.attn.project(normed, rotation, within(adaptation, "attn"))
 
     def cross_project(
         self,
@@ -179,16 +147,26 @@ class TransformerBlock(nn.Module):
         rows: Tensor,
         rotation: tuple[Tensor, Tensor],
         query_scale: Tensor | None,
+        adaptation: Adaptation | None = None,
     ) -> tuple[Tensor, Tensor]:
         _, _, gate, _, _, _ = modulation.unbind(1)
-        x = torch.addcmul(x, spread(gate, rows), self.attn.to_out[0](attended))
-        return x, self.cross_attn.project(x, rotation, query_scale)
+        out = adapted(self.attn.to_out[0](attended), attended, adaptation, "attn.to_out.0")
+        x = torch.addcmul(x, spread(gate, rows), out)
+        return x, self.cross_attn.project(x, rotation, query_scale, within(adaptation, "cross_attn"))
 
-    def finish(self, x: Tensor, attended: Tensor, modulation: Tensor, rows: Tensor, gaps: Tensor) -> Tensor:
+    def finish(
+        self,
+        x: Tensor,
+        attended: Tensor,
+        modulation: Tensor,
+        rows: Tensor,
+        gaps: Tensor,
+        adaptation: Adaptation | None = None,
+    ) -> Tensor:
         _, _, _, shift, scale, gate = modulation.unbind(1)
-        x = x + self.cross_attn.to_out[0](attended)
+        x = x + adapted(self.cross_attn.to_out[0](attended), attended, adaptation, "cross_attn.to_out.0")
         normed = torch.addcmul(spread(shift, rows), rms_norm(x), spread(scale, rows))
-        return torch.addcmul(x, spread(gate, rows), self.ff(normed, gaps))
+        return torch.addcmul(x, spread(gate, rows), self.ff(normed, gaps, within(adaptation, "ff")))
 
 
 class FinalLayer(nn.Module):
@@ -197,10 +175,11 @@ class FinalLayer(nn.Module):
         self.linear = Linear(config.dim, config.latent_height * config.out_channels)
         self.scale_shift_table = nn.Parameter(torch.empty(2, config.dim))
 
-    def forward(self, x: Tensor, modulation: Tensor, rows: Tensor) -> Tensor:
+    def forward(self, x: Tensor, modulation: Tensor, rows: Tensor, adaptation: Adaptation | None) -> Tensor:
         """(N, dim) to (N, height * channels); `modulation` (rows or 1, 2, dim)."""
         shift, scale = modulation.unbind(1)
-        return self.linear(torch.addcmul(spread(shift, rows), rms_norm(x), spread(scale, rows)))
+        x = torch.addcmul(spread(shift, rows), rms_norm(x), spread(scale, rows))
+        return adapted(self.linear(x), x, adaptation, "linear")
 
 
 class TimestepEmbedding(nn.Module):
@@ -209,13 +188,14 @@ class TimestepEmbedding(nn.Module):
         self.linear_1 = Linear(TIMESTEP_CHANNELS, dim)
         self.linear_2 = Linear(dim, dim)
 
-    def forward(self, timestep: Tensor) -> Tensor:
+    def forward(self, timestep: Tensor, adaptation: Adaptation | None) -> Tensor:
         """Timesteps (B,) in 0..1000, float32, to (B, dim). Sinusoids as in DDPM, cosines first."""
         half = TIMESTEP_CHANNELS // 2
         frequency = torch.exp(-math.log(10_000.0) * torch.arange(half, device=timestep.device).float() / half)
         angles = timestep.float()[:, None] * frequency  # (B, half)
         sinusoids = torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.linear_1.weight.dtype)
-        return self.linear_2(F.silu(self.linear_1(sinusoids)))
+        hidden = F.silu(adapted(self.linear_1(sinusoids), sinusoids, adaptation, "linear_1"))
+        return adapted(self.linear_2(hidden), hidden, adaptation, "linear_2")
 
 
 class Transformer(nn.Module):
@@ -273,19 +253,28 @@ class Transformer(nn.Module):
             for name in COMPILED_METHODS:
                 delattr(block, name)
 
-    def encode_lyrics(self, ids: Tensor, mask: Tensor, query_scale: Tensor | None = None) -> Tensor:
+    def encode_lyrics(
+        self, ids: Tensor, mask: Tensor, query_scale: Tensor | None = None, adapter: WeightedAdapter | None = None
+    ) -> Tensor:
         """Hidden states (B, N, dim) of lyric tokens (B, N) int64; `mask` (B, N) is nonzero where they are real.
 
         `query_scale` (B,) weakens the lyric encoder's attention row by row (entropy-rectifying guidance).
         """
         real = None if bool(mask.all()) else mask.to(ids.device).bool()
-        return self.lyric_proj(self.lyric_encoder(self.lyric_embs(ids), real, query_scale))
+        adaptation = everywhere(adapter)
+        hidden = self.lyric_encoder(self.lyric_embs(ids), real, query_scale, within(adaptation, "lyric_encoder"))
+        return adapted(self.lyric_proj(hidden), hidden, adaptation, "lyric_proj")
 
-    def join_context(self, text: Tensor, speaker: Tensor, lyrics: Tensor) -> Tensor:
+    def join_context(
+        self, text: Tensor, speaker: Tensor, lyrics: Tensor, adapter: WeightedAdapter | None = None
+    ) -> Tensor:
         """Hidden states (B, 1 + L + N, dim) of speaker (B, 512), prompt (B, L, text_dim) and lyrics (B, N, dim)."""
-        return torch.cat([self.speaker_embedder(speaker).unsqueeze(1), self.genre_embedder(text), lyrics], dim=1)
+        adaptation = everywhere(adapter)
+        speaker_states = adapted(self.speaker_embedder(speaker), speaker, adaptation, "speaker_embedder")
+        text_states = adapted(self.genre_embedder(text), text, adaptation, "genre_embedder")
+        return torch.cat([speaker_states.unsqueeze(1), text_states, lyrics], dim=1)
 
-    def prepare_context(self, hidden: Tensor, mask: Tensor) -> Context:
+    def prepare_context(self, hidden: Tensor, mask: Tensor, adapter: WeightedAdapter | None = None) -> Context:
         """Keys and values of every block for the rows (R, C, dim) of one request, needed once a request.
 
         `mask` (C,) is true at real positions; what is not real is left out, so that no attention needs a mask.
@@ -294,12 +283,17 @@ class Transformer(nn.Module):
         if not bool(mask.all()):
             hidden, cos, sin = hidden[:, mask], cos[mask], sin[mask]
         rotation = cos.unsqueeze(1), sin.unsqueeze(1)  # (C, 1, D)
-        return Context(tuple(block.cross_attn.project_context(hidden, rotation) for block in self._blocks))
+        adaptation, key_values = everywhere(adapter), []
+        for index, block in enumerate(self._blocks):
+            of_block = within(adaptation, f"transformer_blocks.{index}.cross_attn")
+            key_values.append(block.cross_attn.project_context(hidden, rotation, of_block))
+        return Context(tuple(key_values), adapter)
 
-    def modulate(self, timestep: Tensor) -> Modulation:
+    def modulate(self, timestep: Tensor, adapter: WeightedAdapter | None = None) -> Modulation:
         """The modulation of a timestep, a scalar in 0..1000, float32."""
-        embedded = self.timestep_embedder(timestep[None])[0]  # (dim,)
-        shared = self.t_block(embedded).unflatten(-1, (6, -1))  # (6, dim)
+        adaptation = everywhere(adapter)
+        embedded = self.timestep_embedder(timestep[None], within(adaptation, "timestep_embedder"))[0]  # (dim,)
+        shared = adapted(self.t_block(embedded), F.silu(embedded), adaptation, "t_block.1").unflatten(-1, (6, -1))
         blocks = torch.stack([block.scale_shift_table for block in self._blocks]) + shared  # (L, 6, dim)
         blocks[:, 1::3] += 1
         final = self.final_layer.scale_shift_table + embedded  # (2, dim)
@@ -315,7 +309,8 @@ class Transformer(nn.Module):
         final = torch.stack([modulation.final for modulation in modulations])  # (rows or 1, 2, dim)
         for index, block in enumerate(self._blocks):
             x = block(x, blocks[index], packing, index)
-        return self._latents(self.final_layer(x, final, packing.row_of_token), packing)
+        adaptation = within(packing.adaptation, "final_layer")
+        return self._latents(self.final_layer(x, final, packing.row_of_token, adaptation), packing)
 
     def rotation_table(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Cosines and sines of positions 0..length-1, each (length, D)."""

@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from acestep_engine.model.attention import CrossAttention, LinearAttention
+from acestep_engine.model.config import TIMESTEP_CHANNELS
 from acestep_engine.model.patch import PatchEmbedding
 from acestep_engine.model.transformer import (
     ERG_BLOCKS,
     NORM_EPS,
-    TIMESTEP_CHANNELS,
     GatedConvFeedForward,
     Transformer,
     TransformerBlock,

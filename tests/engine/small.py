@@ -15,9 +15,10 @@ from acestep_engine.calibrate import Calibration
 from acestep_engine.conditioning import Conditioning
 from acestep_engine.engine import Engine
 from acestep_engine.model.autoencoder import MusicAutoencoder, build_dcae, build_vocoder
+from acestep_engine.model.config import TransformerConfig
 from acestep_engine.model.mel import LogMel, MelConfig
 from acestep_engine.model.packing import Context, Packing, pack
-from acestep_engine.model.transformer import Transformer, TransformerConfig
+from acestep_engine.model.transformer import Transformer
 from acestep_engine.params import ModelSpec
 from acestep_engine.tasks.state import Query
 

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from acestep_engine.errors import CheckpointError
+from acestep_engine.model.config import TransformerConfig, unused_in_generation
 from acestep_engine.model.loading import check_names
 from acestep_engine.model.packing import Context
-from acestep_engine.model.transformer import ERG_BLOCKS, Transformer, TransformerConfig, unused_in_generation
+from acestep_engine.model.transformer import ERG_BLOCKS, Transformer
 from tests.engine.plain import PlainTransformer
 from tests.engine.small import (
     CPU,

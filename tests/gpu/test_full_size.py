@@ -10,7 +10,8 @@ import torch
 from acestep_engine.batch import Batch, Share
 from acestep_engine.conditioning import Conditioning
 from acestep_engine.context import ContextBuilder
-from acestep_engine.model.transformer import Transformer, TransformerConfig
+from acestep_engine.model.config import TransformerConfig
+from acestep_engine.model.transformer import Transformer
 from acestep_engine.params import GenerationParams, latent_frames
 from acestep_engine.tasks import begin
 from tests.parity import relative_error
