@@ -35,6 +35,7 @@ class Call:
     spec: ModelSpec
     params: GenerationParams
     inputs: Inputs
+    priority: int
     on_progress: Callable[[Progress], None]
     song: "Future[Song]"
 
@@ -158,7 +159,7 @@ class EngineHost:
         if not call.song.set_running_or_notify_cancel():
             return
         try:
-            self._engine_for(call.spec).add(call.call_id, call.params, call.inputs)
+            self._engine_for(call.spec).add(call.call_id, call.params, call.inputs, call.priority)
         except Exception as error:  # noqa: BLE001  as above
             call.song.set_exception(self._judge(error))
         else:

@@ -111,7 +111,9 @@ class Generator:
         song.add_done_callback(listener.note_end)
         # Not the job's id alone: an earlier attempt may still be on its way out.
         call_id = f"{job.request_id}/{next(self._numbers)}"
-        call = Call(call_id, spec, job.params, Inputs(conditioning, target, begun_from), listener.note, song)
+        call = Call(
+            call_id, spec, job.params, Inputs(conditioning, target, begun_from), job.priority, listener.note, song
+        )
         self._host.submit(call)
         self._calls += 1
         try:

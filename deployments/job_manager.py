@@ -167,7 +167,15 @@ class JobManager:
         counts = await self._store.counts()
         running = min(sum(job.row.status == "processing" for job in self._jobs.values()), counts["pending"])
         counts |= {"pending": counts["pending"] - running, "processing": running}
-        return QueueStatus(len(self._waiting), counts, sum(counts.values()))
+        waiting = len(self._waiting)
+        return QueueStatus(
+            queue_size=waiting,
+            status_counts=counts,
+            total_requests=sum(counts.values()),
+            priority_counts=self._waiting.by_priority(),
+            expected_wait_s=self._runner.pace.wait_s(waiting) if waiting else 0.0,
+            replicas=len(self._fleet.status(waiting).replicas),
+        )
 
     async def service_status(self) -> ServiceStatus:
         """From memory: the replicas report by themselves."""
@@ -208,7 +216,7 @@ class JobManager:
         """Raises QueueFullError, SourceGoneError, StorageError."""
         waiting = len(self._waiting) + len(self._arriving)
         if waiting >= self._config.queue_size:
-            raise QueueFullError(waiting, self._config.queue_size, self._runner.expected_wait_s(1))
+            raise QueueFullError(waiting, self._config.queue_size, self._runner.pace.wait_s(1))
         request_id = submission.request_id
         if request_id in self._jobs or request_id in self._arriving:
             request_id = uuid.uuid4().hex
@@ -220,6 +228,7 @@ class JobManager:
             audio_format=submission.audio_format,
             request_json=submission.request_json,
             save_file=submission.save_file,
+            priority=submission.priority,
         )
         self._arriving.add(request_id)
         return await self._to_its_end(self._keep(row, submission.source))
@@ -254,7 +263,7 @@ class JobManager:
 
     def _enqueue(self, row: JobRow) -> LiveJob:
         job = self._jobs[row.request_id] = LiveJob(row)
-        self._waiting.add(row.request_id, job.duration_s, len(job.songs))
+        self._waiting.add(row.request_id, job.duration_s, len(job.songs), row.priority, row.created_at)
         return job
 
     def _start_jobs(self) -> None:
@@ -307,8 +316,11 @@ class JobManager:
     def _view(self, job: LiveJob) -> JobView:
         if job.row.ended:
             return self._ended_view(job.row)
-        running = job.row.status == "processing"
-        return _view_of(job.row, None if running else self._waiting.position(job.row.request_id), job.progress)
+        if job.row.status == "processing":
+            return _view_of(job.row, None, job.progress)
+        position = self._waiting.position(job.row.request_id)
+        view = _view_of(job.row, position, job.progress)
+        return dataclasses.replace(view, expected_wait_s=self._runner.pace.wait_s(position) if position else 0.0)
 
     @staticmethod
     def _ended_view(row: JobRow) -> JobView:

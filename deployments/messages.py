@@ -61,6 +61,7 @@ class Submission:
     request_json: dict[str, Any]
     source: Source | None = None
     save_file: bool = False  # also write its songs under ACE_OUTPUT_DIR
+    priority: int = 5  # 0 to 9, the most urgent
 
 
 RETAKE_SEED_TASKS: tuple[Task, ...] = ("retake", "repaint", "extend", "edit")  # they draw from `retake_seed` as well
@@ -88,6 +89,7 @@ class RenderJob:
     params: GenerationParams
     audio_format: AudioFormat
     tags: dict[str, str]
+    priority: int = 5
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,7 @@ class JobView:
     outcome: Outcome | None = None
     started_at: float | None = None
     completed_at: float | None = None
+    expected_wait_s: float | None = None  # until it starts; None once it runs
     position: int | None = None  # how many waiting jobs were accepted before it; None once it runs
     progress: Progress | None = None  # of the song that is least far
     error: str | None = None
@@ -149,11 +152,17 @@ class AudioFile:
 
 @dataclass(frozen=True)
 class QueueStatus:
-    """Counts over all jobs still kept; `queue_size` are those that wait."""
+    """Counts over all jobs still kept; `queue_size` are those that wait, `priority_counts` the same by priority.
+
+    `expected_wait_s` is how long one more job of the same priority would wait, `replicas` counts the Generators.
+    """
 
     queue_size: int
     status_counts: dict[Status, int]
     total_requests: int
+    priority_counts: dict[int, int]
+    expected_wait_s: float
+    replicas: int
 
 
 @dataclass(frozen=True)

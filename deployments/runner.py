@@ -31,13 +31,13 @@ from deployments.failures import (
 from deployments.fleet import Fleet
 from deployments.live_jobs import LiveJob, LiveSong
 from deployments.messages import ByteArray, Rendered, RenderJob, SongResult, StorageError, request_of_song
+from deployments.pace import Pace
 from deployments.results import JobFiles
 from deployments.store.protocol import Ending, JobRow, JobStore
 
 MAX_ATTEMPTS = 3
 RETRY_PAUSE_S = 0.5  # for Serve to notice that the replica is gone
 STORE_RETRY_S = 1.0
-FIRST_GUESS_S = 30.0  # how long a job takes, until some were seen
 
 logger = logging.getLogger("ray.serve")
 T = TypeVar("T")
@@ -77,12 +77,8 @@ class Runner:
         self._job_timeout_s = job_timeout_s
         self._on_place = on_place
         self._on_end = on_end
-        self._typical_s = FIRST_GUESS_S
+        self.pace = Pace()
         self._last_attempt = asyncio.Lock()
-
-    def expected_wait_s(self, ended_jobs: int) -> float:
-        """Seconds until about so many more jobs have ended on one replica."""
-        return max(1.0, self._typical_s * ended_jobs)
 
     async def run(self, job: LiveJob) -> None:
         """Try until the job ends. Returns when it has; never raises but CancelledError."""
@@ -189,7 +185,8 @@ class Runner:
             target = self._text_encoder.remote(spec, _target_of(song.params))
         if not await self._count_attempt(job, song):
             return None
-        render_job = RenderJob(row.request_id, song.params, row.audio_format, _tags(row, song.params, spec.name))
+        tags = _tags(row, song.params, spec.name)
+        render_job = RenderJob(row.request_id, song.params, row.audio_format, tags, row.priority)
         song.response = self._generator.remote(spec, render_job, conditioning, target, source)
         try:
             return await self._follow(job, song, song.response)
@@ -289,7 +286,7 @@ class Runner:
 
     def _learn(self, row: JobRow) -> None:
         if row.started_at is not None and row.completed_at is not None:
-            self._typical_s += 0.2 * (row.completed_at - row.started_at - self._typical_s)
+            self.pace.note(row.started_at, row.completed_at)
 
 
 def _attempts(job: LiveJob) -> int:

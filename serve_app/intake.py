@@ -110,6 +110,7 @@ async def read_submission(request: Request, intake: Intake) -> Submission:
         request_json=resolved.request_json,
         source=source if resolved.songs[0].task == "audio2audio" else None,
         save_file=intake.save_file,
+        priority=asked.priority,
     )
 
 

@@ -98,6 +98,7 @@ class Job(Answer):
     started_at: float | None
     completed_at: float | None
     position: int | None = Field(description="How many waiting jobs come before it.")
+    expected_wait_s: float | None = Field(description="Until it starts, judged by the last jobs that ended.")
     progress: JobProgress | None
     format: AudioFormat
     seed: Seed
@@ -111,6 +112,9 @@ class Queue(Answer):
     queue_size: int = Field(description="Jobs that wait.")
     status_counts: dict[Status, int]
     total_requests: int
+    priority_counts: dict[int, int] = Field(description="Those that wait, by priority.")
+    expected_wait_s: float = Field(description="How long one more job would wait, judged by the last that ended.")
+    replicas: int = Field(description="Generators that are there now.")
 
 
 class Cancelled(Answer):

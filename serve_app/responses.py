@@ -74,6 +74,7 @@ def status_json(request: Request, view: JobView) -> dict[str, Any]:
         "started_at": view.started_at,
         "completed_at": view.completed_at,
         "position": view.position,
+        "expected_wait_s": view.expected_wait_s,
         "progress": {"stage": progress.stage, "step": progress.step, "steps": progress.steps} if progress else None,
         "format": view.audio_format,
         "seed": json_seed(view.songs[0].seed),

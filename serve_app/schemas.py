@@ -131,6 +131,10 @@ class GenerateRequest(BaseModel):
     )
     batch_size: Whole = Field(1, ge=1, le=1, description="Songs per request. This server makes one.")
 
+    priority: Whole = Field(
+        5, ge=0, le=9, description="9 is the most urgent. One more is worth a minute of waiting in the queue."
+    )
+
     @field_validator("min_guidance_scale")
     @classmethod
     def _below_the_maximum(cls, minimum: float, info: ValidationInfo) -> float:
@@ -236,7 +240,6 @@ NOT_BUILT: Mapping[str, tuple[object, str]] = {
         "belongs to the tasks retake, repaint, extend and edit, which this version does not build",
     ),
     "src_audio": (None, "belongs to the tasks repaint, extend and edit, which this version does not build"),
-    "priority": (5, "is not served: the queue is first in, first out"),
     "callback_url": (None, "is not served: ask /status for the end of a job"),
 }
 

@@ -36,6 +36,7 @@ class JobRow:
     audio_format: AudioFormat
     request_json: dict[str, Any]
     save_file: bool = False
+    priority: int = 5  # 0 to 9, the most urgent
     source: str | None = None  # the file that its songs begin from, as `JobFiles` names it
     attempts: int = 0  # how often one of its songs was handed to a Generator, at most
     started_at: float | None = None

@@ -25,6 +25,7 @@ CREATE TABLE jobs (
     audio_format TEXT NOT NULL,
     request_json TEXT NOT NULL,
     save_file INTEGER NOT NULL,
+    priority INTEGER NOT NULL,
     source TEXT,
     attempts INTEGER NOT NULL,
     started_at REAL,

@@ -228,6 +228,36 @@ async def test_a_job_that_takes_too_long_is_aborted(house: House) -> None:
     assert (view.outcome, view.error_code, view.error) == ("failed", "timeout", "timed out after 0.2 s")
 
 
+async def test_the_more_urgent_start_first_and_know_how_long_they_wait(house: House) -> None:
+    house.generator.script = sing_for_ever
+    running = await house.submit()
+    await house.until_running(running)
+    late, urgent = await house.submit(priority=2), await house.submit(priority=7)
+    views = {name: await house.manager.status(name) for name in (running, late, urgent)}
+    assert [views[name].position for name in (running, urgent, late)] == [None, 0, 1]
+    assert views[running].expected_wait_s is None
+    assert views[urgent].expected_wait_s == 0.0
+    assert (views[late].expected_wait_s or 0.0) > 0.0
+    queue = await house.manager.queue_status()
+    assert (queue.queue_size, queue.priority_counts) == (2, {2: 1, 7: 1})
+    house.generator.script = sing
+    await house.manager.cancel(running)
+    ends = [await house.end_of(name) for name in (urgent, late)]
+    assert (ends[0].completed_at or 0.0) <= (ends[1].started_at or 0.0)
+    assert house.generator.started[1:] == [urgent, late]
+
+
+async def test_priorities_outlive_the_job_manager(house: House) -> None:
+    house.generator.script = sing_for_ever
+    await house.until_running(await house.submit())
+    late, urgent = await house.submit(priority=2), await house.submit(priority=7)
+    await house.close()
+    await house.open()
+    assert (await house.manager.status(urgent)).position == 0
+    assert house.generator.started[1:] == [urgent]
+    assert (await house.manager.status(late)).position == 1  # behind the one that ran
+
+
 @pytest.mark.parametrize(
     ("error", "code"),
     [

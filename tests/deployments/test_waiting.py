@@ -97,3 +97,25 @@ def test_a_job_that_is_over_starts_none_of_its_other_songs() -> None:
     waiting.discard("two")
     waiting.end(10.0)
     assert started(waiting) == ["one"]
+
+
+def test_within_a_size_the_more_urgent_go_first_and_equals_in_order_of_arrival() -> None:
+    waiting = WaitingJobs(8)
+    for number, (name, priority) in enumerate([("a", 5), ("b", 9), ("c", 0), ("d", 9), ("e", 5)]):
+        waiting.add(name, 10.0, 1, priority, float(number))
+    assert [waiting.position(name) for name in "bdaec"] == [0, 1, 2, 3, 4]
+    assert waiting.by_priority() == {0: 1, 5: 2, 9: 2}
+    assert started(waiting) == ["b", "d", "a", "e", "c"]
+    assert waiting.by_priority() == {}
+
+
+def test_nobody_starves_however_many_urgent_ones_come() -> None:
+    """One a minute of priority 9 and one place that each of them keeps for a minute."""
+    waiting = WaitingJobs(1)
+    waiting.add("patient", 10.0, 1, 0, 0.0)
+    order = []
+    for minute in range(30):
+        waiting.add(f"urgent {minute}", 10.0, 1, 9, 60.0 * minute)
+        order.append(waiting.start_next())
+        waiting.end(10.0)
+    assert order.index("patient") == 9  # nine priorities more are worth nine minutes

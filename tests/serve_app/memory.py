@@ -174,7 +174,7 @@ class MemoryJobs:
         counts: dict[Status, int] = {}
         for view in self.views.values():
             counts[view.status] = counts.get(view.status, 0) + 1
-        return QueueStatus(counts.get("pending", 0), counts, len(self.views))
+        return QueueStatus(counts.get("pending", 0), counts, len(self.views), {5: 1}, 2.5, 1)
 
     async def service_status(self) -> ServiceStatus:
         if not self.reachable:

@@ -201,6 +201,9 @@ async def test_the_queue_counts_every_state(client: httpx.AsyncClient, jobs: Mem
         "queue_size": 1,
         "status_counts": {"pending": 1, "processing": 0, "completed": 1, "failed": 0},
         "total_requests": 2,
+        "priority_counts": {"5": 1},
+        "expected_wait_s": 2.5,
+        "replicas": 1,
     }
 
 

@@ -95,7 +95,7 @@ def test_a_refusal_says_the_value_and_the_limit(fields: dict[str, Any], words: s
 
 def test_all_wrong_fields_are_named_at_once() -> None:
     with pytest.raises(InvalidRequestError) as caught:
-        parse(infer_step=0, prompt=3, nonsense=1, priority=9)
+        parse(infer_step=0, prompt=3, nonsense=1, priority=10)
     assert {problem.field for problem in caught.value.problems} == {"infer_step", "prompt", "nonsense", "priority"}
 
 
