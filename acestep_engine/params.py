@@ -23,6 +23,7 @@ MODEL_SAMPLE_RATE_HZ = 44_100  # what the mel filter bank and the vocoder work a
 OUTPUT_SAMPLE_RATE_HZ = 48_000
 MEL_HOP_SAMPLES = 512
 MEL_FRAMES_PER_LATENT = 8
+LATENT_RATE_HZ = MODEL_SAMPLE_RATE_HZ / (MEL_HOP_SAMPLES * MEL_FRAMES_PER_LATENT)
 
 
 def latent_frames(duration_s: float) -> int:

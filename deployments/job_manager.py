@@ -18,6 +18,8 @@ from deployments.fleet import Fleet
 from deployments.live_jobs import LiveJob
 from deployments.messages import (
     AudioFile,
+    ByteArray,
+    EarlierSong,
     JobEndedError,
     JobFailedError,
     JobNotEndedError,
@@ -30,11 +32,13 @@ from deployments.messages import (
     ServiceStatus,
     SongNotFoundError,
     Source,
+    SourceGoneError,
+    SourceSong,
     StorageError,
     Submission,
 )
 from deployments.models import Models
-from deployments.results import Folders, JobFiles
+from deployments.results import Folders, JobFiles, source_name
 from deployments.runner import Runner
 from deployments.state_lock import StateLock
 from deployments.store.protocol import Ending, JobRow, JobStore
@@ -150,6 +154,29 @@ class JobManager:
             )
             raise JobFailedError(gone) from None
         return AudioFile(view, audio, index)
+
+    async def source_song(self, request_id: str, index: int) -> SourceSong:
+        """A song that another may begin from. What is kept of it is kept anew for as long as a result.
+
+        Raises JobNotFoundError, JobNotEndedError, JobFailedError, SongNotFoundError.
+        """
+        live = self._jobs.get(request_id)
+        if live is not None:
+            raise JobNotEndedError(self._view(live))
+        row = await self._row(request_id)
+        if not row.results:
+            raise JobFailedError(self._ended_view(row))
+        if index >= len(row.songs):
+            raise SongNotFoundError(index, len(row.songs))
+        is_kept = await asyncio.to_thread(self._files.use_source, source_name(EarlierSong(request_id, index)))
+        return SourceSong(row.songs[index], row.results[index].duration_s, is_kept)
+
+    async def upload(self, digest: str) -> ByteArray:
+        """An audio file that was a source before. Raises SourceGoneError."""
+        try:
+            return await asyncio.to_thread(self._files.read_upload, digest)
+        except FileNotFoundError:
+            raise SourceGoneError(digest) from None
 
     async def cancel(self, request_id: str) -> JobView:
         """End a job that waits or runs; a cancelled one stays as it is. Raises JobNotFoundError, JobEndedError."""

@@ -47,6 +47,15 @@ Source = Upload | EarlierSong
 
 
 @dataclass(frozen=True)
+class SourceSong:
+    """A song of an earlier job. `is_kept` says whether its latents are; what it was asked for is known longer."""
+
+    params: GenerationParams
+    duration_s: float
+    is_kept: bool
+
+
+@dataclass(frozen=True)
 class Submission:
     """One accepted request, complete: nothing about it is decided later.
 

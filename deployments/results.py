@@ -97,6 +97,10 @@ class JobFiles:
             return latents
         return np.fromfile(path, dtype=np.uint8)
 
+    def read_upload(self, digest: str) -> ByteArray:
+        """Raises FileNotFoundError."""
+        return np.fromfile(self._state / upload_name(digest), dtype=np.uint8)
+
     def write_latents(self, request_id: str, index: int, latents: Latents) -> None:
         """Keep the latents of a song. They are on the disk when this returns."""
         name = source_name(EarlierSong(request_id, index))

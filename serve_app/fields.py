@@ -8,13 +8,14 @@ from typing import Annotated
 from pydantic import AfterValidator, BeforeValidator, ValidationInfo, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from acestep_engine.params import MAX_DURATION_S, MAX_SEED, MAX_STEPS, AudioFormat, Task
+from acestep_engine.errors import ParameterError
+from acestep_engine.languages import LANGUAGES, parse_language
+from acestep_engine.params import MAX_DURATION_S, MAX_SEED, MAX_STEPS, AudioFormat
 from serve_app.printable import show
 
 MIN_DURATION_S = 1.0
 MAX_SEEDS_LISTED = 64
 MAX_LISTED = 200  # entries of a list that are looked at
-SERVED_TASKS: tuple[Task, ...] = ("text2music", "audio2audio")
 CONTEXT_FORM = "form"  # validation context: values are a form's strings, not JSON
 
 
@@ -153,10 +154,11 @@ def duration(seconds: float) -> float:
     raise refuse(f"{show(seconds)} s is outside {MIN_DURATION_S:g} to {MAX_DURATION_S:g} s (or -1, which draws one)")
 
 
-def built(task: Task) -> Task:
-    if task in SERVED_TASKS:
-        return task
-    raise refuse(f"the task '{task}' is not built in this version; the tasks are {', '.join(SERVED_TASKS)}")
+def vocal_language(name: str) -> str:
+    try:
+        return parse_language(name)
+    except ParameterError as error:
+        raise refuse(error.problem) from None
 
 
 def no_adapter(name: str) -> str:
@@ -175,7 +177,11 @@ Flag = Annotated[bool, BeforeValidator(flag)]
 Text = Annotated[str, AfterValidator(clean_text)]
 OptionalText = Annotated[Text | None, BeforeValidator(blank_is_null)]
 Format = Annotated[AudioFormat, BeforeValidator(lower)]
-BuiltTask = Annotated[Task, AfterValidator(built)]
+VocalLanguage = Annotated[
+    Annotated[Text, AfterValidator(vocal_language)] | None,
+    BeforeValidator(blank_is_null),
+    WithJsonSchema({"anyOf": [{"type": "string", "enum": [*LANGUAGES]}, {"type": "null"}]}),
+]
 Adapter = Annotated[str, AfterValidator(no_adapter)]
 
 _INTEGERS = [{"type": "string"}, {"type": "array", "items": {"type": "integer"}}, {"type": "null"}]

@@ -18,9 +18,19 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from acestep_engine.errors import EngineError
-from deployments.messages import AudioFile, JobView, QueueStatus, ServiceError, ServiceStatus, Submission
+from deployments.messages import (
+    AudioFile,
+    ByteArray,
+    JobView,
+    QueueStatus,
+    ServiceError,
+    ServiceStatus,
+    SourceSong,
+    Submission,
+)
 from serve_app import errors, openapi
 from serve_app.errors import BackendFailedError, BackendUnavailableError
+from serve_app.ids import REQUEST_ID
 from serve_app.printable import printable
 from serve_app.routes import admin, generate, jobs, uploads
 from serve_app.service import JobManagerClient, Service, StatusWatch
@@ -55,7 +65,7 @@ class RequestFrame:
             await self._app(scope, receive, send)
             return
         given = Headers(scope=scope).get("x-request-id", "")
-        foreign = self._behind_proxy and jobs.REQUEST_ID.fullmatch(given) is not None
+        foreign = self._behind_proxy and REQUEST_ID.fullmatch(given) is not None
         request_id = given if foreign else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
         started, status = time.perf_counter(), 500
@@ -149,6 +159,14 @@ class HandleClient:
     async def result(self, request_id: str, index: int) -> AudioFile:
         file: AudioFile = await self._call("result", request_id, index)
         return file
+
+    async def source_song(self, request_id: str, index: int) -> SourceSong:
+        song: SourceSong = await self._call("source_song", request_id, index)
+        return song
+
+    async def upload(self, digest: str) -> ByteArray:
+        content: ByteArray = await self._call("upload", digest)
+        return content
 
     async def cancel(self, request_id: str) -> JobView:
         view: JobView = await self._call("cancel", request_id)

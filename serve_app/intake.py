@@ -4,111 +4,62 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 
-import anyio.to_thread
 from fastapi import Request
 
-from acestep_engine.params import AudioFormat
-from deployments.messages import AudioFile, JobEndedError, JobView, ServiceError, Submission, Upload
+from acestep_engine.params import SOURCE_TASKS, AudioFormat, Task
+from deployments.messages import AudioFile, JobEndedError, JobView, ServiceError, Submission
 from serve_app.bodies import Body, read_body
 from serve_app.errors import BackendError, BackendUnavailableError, job_problem, request_id_of
 from serve_app.fields import invalid
+from serve_app.resolve import RouteRules, resolve
 from serve_app.schemas import GenerateRequest, parse_generate
 from serve_app.service import Service, service_of
-from serve_app.uploads import MIB, checked_source, decode_base64, read_confined
+from serve_app.sources import AUDIO_BASE64, AUDIO_FILE, find_source
+from serve_app.uploads import MIB
 
 logger = logging.getLogger("ray.serve.acestep")  # Ray Serve's handlers write it
-
-AUDIO_FILE = "audio_file"
-AUDIO_BASE64 = "audio_base64"
 
 
 @dataclass(frozen=True)
 class Intake:
     """How one route's requests differ from another's."""
 
-    save_file: bool = False  # also write the song under ACE_OUTPUT_DIR
-    takes_upload: bool = False  # needs one of `audio_file` and `audio_base64`, and makes audio2audio of it
+    save_file: bool = False  # also write the songs under ACE_OUTPUT_DIR
+    usual_task: Task = "text2music"  # where the request names none
     audio_format: AudioFormat | None = None  # promised by the route's name, whatever the request says
     defaults: Mapping[str, object] = field(default_factory=dict)  # where they differ from the request model's
     renamed: Mapping[str, str] = field(default_factory=dict)  # old names of fields
 
 
-def _body_limit_bytes(service: Service, intake: Intake) -> int:
-    limits = service.settings.limits
-    upload_mb = max(limits.upload_mb, limits.base64_mb) if intake.takes_upload else 0
-    return (limits.json_mb + upload_mb) * MIB
-
-
 def _request_of(body: Body, intake: Intake) -> GenerateRequest:
-    fields = {**body.fields}
+    fields = {name: value for name, value in body.fields.items() if name != AUDIO_BASE64}
     for old, new in intake.renamed.items():
         if old in fields:
             if new in fields:
                 raise invalid(old, f"is another name of {new}: send one of them")
             fields[new] = fields.pop(old)
-    if intake.takes_upload:
-        fields.pop(AUDIO_BASE64, None)
-    decided: dict[str, object] = {"audio2audio_enable": True} if intake.takes_upload else {}
-    if intake.audio_format is not None:
-        decided["format"] = intake.audio_format
     request = parse_generate(fields, from_form=body.from_form)
-    missing = {name: value for name, value in intake.defaults.items() if name not in request.model_fields_set}
-    return request.model_copy(update=missing | decided)
-
-
-async def _uploaded(service: Service, body: Body) -> Upload:
-    """The audio that came with the request. Raises InvalidRequestError, AudioError, AudioTooLargeError, HttpProblem."""
-    limits = service.settings.limits
-    if AUDIO_FILE in body.files and AUDIO_BASE64 in body.fields:
-        raise invalid(AUDIO_FILE, f"comes with {AUDIO_BASE64}: send one of them")
-    if AUDIO_FILE in body.files:
-        name, data = AUDIO_FILE, body.files[AUDIO_FILE]
-    elif AUDIO_BASE64 in body.fields:
-        name = AUDIO_BASE64
-        decode = partial(decode_base64, name, body.fields[name], limits.base64_mb * MIB)
-        data = await anyio.to_thread.run_sync(decode)
-    else:
-        raise invalid(AUDIO_FILE, f"is missing: this route needs an audio file, as this part or in {AUDIO_BASE64}")
-    if not data:
-        raise invalid(name, "is empty: send an audio file")
-    return await _checked(service, name, data)
-
-
-async def _named(service: Service, name: str) -> Upload:
-    """The audio that `ref_audio_input` names. Raises as `_uploaded` does."""
-    settings = service.settings
-    read = partial(read_confined, settings.audio_root, name, settings.limits.upload_mb * MIB)
-    data = await anyio.to_thread.run_sync(read)
-    return await _checked(service, "ref_audio_input", data)
-
-
-async def _checked(service: Service, field_name: str, data: bytes) -> Upload:
-    check = partial(checked_source, field_name, data, service.settings.limits)
-    return await anyio.to_thread.run_sync(check, limiter=service.decoding)
+    return request if intake.audio_format is None else request.model_copy(update={"format": intake.audio_format})
 
 
 async def read_submission(request: Request, intake: Intake) -> Submission:
     """Read, validate and decide everything about a request. Nothing is accepted yet."""
     service = service_of(request)
     limits = service.settings.limits
-    file_fields = frozenset((AUDIO_FILE,) if intake.takes_upload else ())
-    body = await read_body(request, _body_limit_bytes(service, intake), limits.body_timeout_s, file_fields)
+    limit_bytes = (limits.json_mb + max(limits.upload_mb, limits.base64_mb)) * MIB
+    body = await read_body(request, limit_bytes, limits.body_timeout_s, frozenset((AUDIO_FILE,)))
     asked = _request_of(body, intake)
-    if intake.takes_upload:
-        if asked.ref_audio_input is not None:
-            raise invalid("ref_audio_input", "names a file beside the uploaded one: leave it out")
-        source: Upload | None = await _uploaded(service, body)
-    else:
-        source = await _named(service, asked.ref_audio_input) if asked.ref_audio_input is not None else None
-    resolved = asked.resolve(has_source=source is not None)
+    found = await find_source(service, body, asked)
+    rules = RouteRules(limits.batch_size, intake.usual_task, intake.defaults)
+    resolved = resolve(asked, found, rules)
+    needs_source = resolved.songs[0].task in SOURCE_TASKS
     return Submission(
         request_id=request_id_of(request),
         songs=resolved.songs,
         audio_format=resolved.audio_format,
         request_json=resolved.request_json,
-        source=source if resolved.songs[0].task == "audio2audio" else None,
+        source=found.source if found is not None and needs_source else None,
         save_file=intake.save_file,
         priority=asked.priority,
     )

@@ -215,6 +215,11 @@ def takes(schema: str, *, required: bool = True) -> dict[str, Any]:
 
 def _body_schemas() -> dict[str, Any]:
     generate = GenerateRequest.model_json_schema()
+    audio_file = {"type": "string", "format": "binary", "description": "Source audio, as a part of a multipart body."}
+    in_base64 = "Source audio as base64, standard alphabet, padded; a data URI is read too."
+    audio_base64 = {"type": "string", "format": "byte", "description": in_base64}
+    sent = {"audio_file": audio_file, "audio_base64": audio_base64}
+    generate["properties"] |= sent
     form = copy.deepcopy(generate)
     form |= {"title": "FormRequest", "description": "A song from a form; `genre` is the prompt."}
     form["properties"] = {"genre": form["properties"].pop("prompt"), **form["properties"]}
@@ -222,12 +227,10 @@ def _body_schemas() -> dict[str, Any]:
     form["properties"]["audio_duration"]["default"] = -1
     form["example"] = {"genre": "pop ballad, piano, emotional", "audio_duration": 20, "infer_step": 10}
     upload = copy.deepcopy(generate)
-    upload |= {"title": "UploadRequest", "description": "A song from yours: one of audio_file and audio_base64."}
-    audio_file = {"type": "string", "format": "binary", "description": "The audio file, as a part of a multipart body."}
-    in_base64 = "The audio file as base64, standard alphabet, padded; a data URI is read too."
-    audio_base64 = {"type": "string", "format": "byte", "description": in_base64}
-    upload["properties"] = {"audio_file": audio_file, "audio_base64": audio_base64, **upload["properties"]}
-    del upload["properties"]["ref_audio_input"], upload["example"]
+    upload |= {"title": "UploadRequest", "description": "A song from yours; the task is audio2audio if none is named."}
+    upload["properties"] = sent | upload["properties"]
+    upload["properties"]["task"]["default"] = "audio2audio"
+    del upload["example"]
     schemas = {"GenerateRequest": generate, "FormRequest": form, "UploadRequest": upload}
     return schemas | {model.__name__: model.model_json_schema() for model in (InitializeRequest,)}
 

@@ -1,30 +1,17 @@
 """The one request model. JSON bodies, forms and uploads are all read into it."""
 
 import difflib
-import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
 
-from acestep_engine.params import (
-    MAX_DURATION_S,
-    MAX_STEPS,
-    AudioFormat,
-    CfgType,
-    GenerationParams,
-    SchedulerType,
-    Task,
-)
-from deployments.messages import json_seed
+from acestep_engine.params import MAX_DURATION_S, MAX_STEPS, CfgType, SchedulerType, Task
 from serve_app.fields import (
     CONTEXT_FORM,
     MAX_SEEDS_LISTED,
-    SERVED_TASKS,
     Adapter,
-    BuiltTask,
     Duration,
     FieldProblem,
     Flag,
@@ -35,6 +22,7 @@ from serve_app.fields import (
     OssSteps,
     Seeds,
     Text,
+    VocalLanguage,
     Whole,
     invalid,
     refuse,
@@ -42,14 +30,17 @@ from serve_app.fields import (
 from serve_app.printable import printable, show
 from serve_app.samples import DEFAULT_LYRICS, DEFAULT_PROMPT
 
-DRAWN_DURATIONS_S = (30.0, MAX_DURATION_S)  # what an `audio_duration` of -1 is drawn from
-DRAWN_SEEDS = 2**32  # drawn below this, as the published pipeline does; also exact in every JSON reader
 MAX_PROBLEMS_LISTED = 20
 MAX_FIELDS = 200
 
+_SOURCE_FILE = (
+    "the source, as the relative path of a file under the server's audio folder, or an upload as params_json names it "
+    "(`upload:` and its sha256). To send a file, use audio_file or audio_base64."
+)
+
 
 class GenerateRequest(BaseModel):
-    """One song to make. Every field has a default, so that `{}` is a request."""
+    """One song to make, or several that differ in their seeds. Every field has a default: `{}` is a request."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -77,6 +68,10 @@ class GenerateRequest(BaseModel):
         max_length=10_000,
         description="Words to sing, with [verse], [chorus] and [bridge] lines. Blank or [inst] is instrumental.",
     )
+    vocal_language: VocalLanguage = Field(
+        None,
+        description="The language of all lines that do not name their own as `[lang:de]`. null detects each line's.",
+    )
     infer_step: Whole = Field(60, ge=1, le=MAX_STEPS, description="Diffusion steps: more is finer and slower.")
     guidance_scale: Number = Field(
         15.0, ge=0, le=30, description="How closely the music follows prompt and lyrics. 0 and 1 switch guidance off."
@@ -87,7 +82,8 @@ class GenerateRequest(BaseModel):
     manual_seeds: Seeds = Field(
         None,
         description="The seed, 0 to 2^64 - 1; the same seed makes the same music. null and -1 draw one and report it. "
-        f"Lists and comma-separated text are read too (up to {MAX_SEEDS_LISTED}); one song takes the first.",
+        f"Lists and comma-separated text are read too (up to {MAX_SEEDS_LISTED}): a seed for each song of a batch; "
+        "those that are missing are drawn.",
     )
     guidance_interval: Number = Field(
         0.5, ge=0, le=1, description="The share of the steps, around the middle, that are guided."
@@ -112,11 +108,17 @@ class GenerateRequest(BaseModel):
     ref_audio_strength: Number = Field(
         0.5, ge=0, le=1, description="How much of the reference stays: 0 nothing, 1 all of it."
     )
-    ref_audio_input: OptionalText = Field(
-        None,
-        max_length=1_024,
-        description="A file under the server's audio folder, by its relative path. Uploads have routes of their own.",
+    ref_audio_input: OptionalText = Field(None, max_length=1_024, description=f"For audio2audio: {_SOURCE_FILE}")
+    src_audio: OptionalText = Field(
+        None, max_length=1_024, description=f"For repaint, extend and edit: {_SOURCE_FILE} The same as ref_audio_input."
     )
+    source_request_id: OptionalText = Field(
+        None,
+        max_length=64,
+        description="An earlier job whose song is the source, without decoding and encoding it again. Its prompt, "
+        "lyrics and vocal_language hold where this request gives none; for retake also its seed and length.",
+    )
+    source_index: Whole = Field(0, ge=0, le=MAX_SEEDS_LISTED - 1, description="Which song of that job, from 0.")
     lora_name_or_path: Adapter = Field(
         "none", max_length=256, description="A registered adapter. None is registered in this version: 'none'."
     )
@@ -124,13 +126,41 @@ class GenerateRequest(BaseModel):
     return_file_data: Flag = Field(
         False, description="Kept for old clients. To be answered with audio, send `Accept: audio/*`."
     )
-    task: BuiltTask = Field(
+    task: Task = Field(
         "text2music",
-        description="text2music, or audio2audio (which is what audio2audio_enable stands for).",
-        json_schema_extra={"enum": [*SERVED_TASKS]},
+        description="text2music; retake: the same with other noise; or from a source: audio2audio (which is what "
+        "audio2audio_enable stands for), repaint: a range anew; extend: seconds before or after; edit: other words.",
     )
-    batch_size: Whole = Field(1, ge=1, le=1, description="Songs per request. This server makes one.")
-
+    retake_seeds: Seeds = Field(
+        None, description="retake, repaint, extend, edit: the seeds of the other noise, one for each song of a batch."
+    )
+    retake_variance: Number = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="retake, repaint, extend: how far the result goes from where it began. When not given, 1 for "
+        "extend: with less, what is added begins as half silence.",
+    )
+    repaint_start: Number = Field(0.0, ge=0, le=MAX_DURATION_S, description="repaint: from this second of the source.")
+    repaint_end: Number = Field(0.0, ge=0, le=MAX_DURATION_S, description="repaint: up to this second.")
+    left_extend_length: Number = Field(0.0, ge=0, le=MAX_DURATION_S, description="extend: seconds before the source.")
+    right_extend_length: Number = Field(
+        0.0, ge=0, le=MAX_DURATION_S, description="extend: seconds after the source. At most 240 s in all."
+    )
+    edit_target_prompt: Text | None = Field(
+        None, max_length=2_000, description="edit: what it is to become; prompt and lyrics say what the source is."
+    )
+    edit_target_lyrics: Text | None = Field(
+        None, max_length=10_000, description="edit: its words. null keeps the prompt or the lyrics; one must be given."
+    )
+    edit_n_min: Number = Field(0.0, ge=0, le=1, description="edit: the part of the steps from which on it is edited.")
+    edit_n_max: Number = Field(
+        1.0, ge=0, le=1, description="edit: the part of the steps from which on it is sampled without its source."
+    )
+    edit_n_avg: Whole = Field(1, ge=1, le=10, description="edit: draws of noise that each step averages over.")
+    batch_size: Whole = Field(
+        1, ge=1, le=MAX_SEEDS_LISTED, description="Songs, each with its own seed, up to the server's limit."
+    )
     priority: Whole = Field(
         5, ge=0, le=9, description="9 is the most urgent. One more is worth a minute of waiting in the queue."
     )
@@ -143,61 +173,6 @@ class GenerateRequest(BaseModel):
         if maximum is not None and maximum not in (0.0, 1.0) and minimum > maximum:
             raise refuse(f"{minimum:g} is over guidance_scale, which is {maximum:g}")
         return minimum
-
-    def resolve(self, *, has_source: bool) -> "ResolvedRequest":
-        """Decide what the request left open: seed, duration and task.
-
-        Raises InvalidRequestError where audio2audio is asked for and there is no source audio.
-        """
-        audio2audio = self.audio2audio_enable or self.task == "audio2audio"
-        if audio2audio and not has_source:
-            raise invalid(
-                "ref_audio_input",
-                "audio2audio needs source audio: name a file here, or upload one to /generate_music_with_audio",
-            )
-        seed = self.manual_seeds[0] if self.manual_seeds else -1
-        if seed == -1:
-            seed = secrets.randbelow(DRAWN_SEEDS)
-        duration_s = self.audio_duration
-        if duration_s == -1:
-            duration_s = round(secrets.SystemRandom().uniform(*DRAWN_DURATIONS_S), 2)
-        task: Task = "audio2audio" if audio2audio else "text2music"
-        params = GenerationParams(
-            prompt=self.prompt,
-            lyrics=self.lyrics,
-            duration_s=duration_s,
-            seed=seed,
-            task=task,
-            steps=self.infer_step,
-            scheduler=self.scheduler_type,
-            cfg_type=self.cfg_type,
-            guidance_scale=self.guidance_scale,
-            omega_scale=self.omega_scale,
-            guidance_interval=self.guidance_interval,
-            guidance_interval_decay=self.guidance_interval_decay,
-            min_guidance_scale=self.min_guidance_scale,
-            use_erg_tag=self.use_erg_tag,
-            use_erg_lyric=self.use_erg_lyric,
-            use_erg_diffusion=self.use_erg_diffusion,
-            oss_steps=self.oss_steps or (),
-            guidance_scale_text=self.guidance_scale_text,
-            guidance_scale_lyric=self.guidance_scale_lyric,
-            ref_audio_strength=self.ref_audio_strength,
-        )
-        resolved = {"manual_seeds": json_seed(seed), "audio_duration": duration_s, "task": task}
-        request_json = self.model_dump(mode="json") | resolved | {"audio2audio_enable": audio2audio}
-        if "min_guidance_scale" not in self.model_fields_set and self.min_guidance_scale > self.guidance_scale:
-            del request_json["min_guidance_scale"]  # explicit, it would be refused
-        return ResolvedRequest((params,), self.format, request_json)
-
-
-@dataclass(frozen=True)
-class ResolvedRequest:
-    """A request with nothing left open. `request_json` is what a client POSTs to get the same music again."""
-
-    songs: tuple[GenerationParams, ...]
-    audio_format: AudioFormat
-    request_json: dict[str, Any]
 
 
 class InitializeRequest(BaseModel):
@@ -224,22 +199,6 @@ class InitializeRequest(BaseModel):
 
 # Fields of the contract whose feature is not built. Their defaults are accepted and mean nothing; all else is refused.
 NOT_BUILT: Mapping[str, tuple[object, str]] = {
-    "retake_seeds": (None, "belongs to the task retake, which this version does not build"),
-    "retake_variance": (0.5, "belongs to the task retake, which this version does not build"),
-    "repaint_start": (0, "belongs to the task repaint, which this version does not build"),
-    "repaint_end": (0, "belongs to the task repaint, which this version does not build"),
-    "left_extend_length": (0, "belongs to the task extend, which this version does not build"),
-    "right_extend_length": (0, "belongs to the task extend, which this version does not build"),
-    "edit_target_prompt": (None, "belongs to the task edit, which this version does not build"),
-    "edit_target_lyrics": (None, "belongs to the task edit, which this version does not build"),
-    "edit_n_min": (0, "belongs to the task edit, which this version does not build"),
-    "edit_n_max": (1, "belongs to the task edit, which this version does not build"),
-    "edit_n_avg": (1, "belongs to the task edit, which this version does not build"),
-    "source_request_id": (
-        None,
-        "belongs to the tasks retake, repaint, extend and edit, which this version does not build",
-    ),
-    "src_audio": (None, "belongs to the tasks repaint, extend and edit, which this version does not build"),
     "callback_url": (None, "is not served: ask /status for the end of a job"),
 }
 

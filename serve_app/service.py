@@ -13,10 +13,12 @@ from fastapi import Request
 
 from deployments.messages import (
     AudioFile,
+    ByteArray,
     JobView,
     QueueStatus,
     ServiceError,
     ServiceStatus,
+    SourceSong,
     Submission,
 )
 from serve_app.errors import BackendError
@@ -52,6 +54,12 @@ class JobManagerClient(Protocol):
 
     async def result(self, request_id: str, index: int) -> AudioFile:
         """The audio of one song. Raises JobNotFoundError, JobNotEndedError, JobFailedError, SongNotFoundError."""
+
+    async def source_song(self, request_id: str, index: int) -> SourceSong:
+        """A song to begin from. Raises JobNotFoundError, JobNotEndedError, JobFailedError, SongNotFoundError."""
+
+    async def upload(self, digest: str) -> ByteArray:
+        """An audio file that was a source before. Raises SourceGoneError."""
 
     async def cancel(self, request_id: str) -> JobView:
         """Raises JobNotFoundError, JobEndedError."""

@@ -48,6 +48,7 @@ class Limits(Section):
     source_channels: Annotated[int, Field(ge=1)] = 8
     source_min_rate_hz: Annotated[int, Field(ge=1)] = 8_000
     source_max_rate_hz: Annotated[int, Field(ge=1)] = 192_000
+    batch_size: Annotated[int, Field(ge=1, le=64)] = 8  # songs of one job
     queue_size: Annotated[int, Field(ge=1)] = 200
     body_timeout_s: Annotated[float, Field(gt=0)] = 60.0
 

@@ -8,10 +8,8 @@ import re
 import stat
 from pathlib import Path
 
-import numpy as np
-
-from acestep_engine.audio import AudioLimits, check_audio
-from deployments.messages import Upload
+from acestep_engine.audio import AudioInfo, AudioLimits, check_audio
+from deployments.messages import ByteArray, Upload
 from serve_app.errors import too_large
 from serve_app.fields import InvalidRequestError, invalid
 from serve_app.settings import Limits
@@ -62,31 +60,29 @@ def _base64_fault(letters: str) -> str:
     return f"is not whole: {len(letters)} letters with this padding are not base64"
 
 
-def _no_such_file() -> InvalidRequestError:
-    return invalid("ref_audio_input", "is not the relative path of a file under the server's audio folder")
+def _no_such_file(field: str) -> InvalidRequestError:
+    return invalid(field, "is not the relative path of a file under the server's audio folder")
 
 
-def read_confined(root: Path | None, name: str, limit_bytes: int) -> bytes:
+def read_confined(field: str, root: Path | None, name: str, limit_bytes: int) -> bytes:
     """A regular file under `root`, opened one folder at a time and never through a link.
 
     Raises InvalidRequestError, with the same words whether or not there is something at a forbidden place, and
     HttpProblem 413 for a file over `limit_bytes`.
     """
     if root is None:
-        raise invalid(
-            "ref_audio_input", "names a file, but the operator has not configured an audio folder (audio_root)"
-        )
+        raise invalid(field, "names a file, but the operator has not configured an audio folder (audio_root)")
     parts = name.split("/")
     if any(part in ("", ".", "..") for part in parts) or "\\" in name or ":" in name or "\0" in name:
-        raise _no_such_file()
+        raise _no_such_file(field)
     try:
         file = _open_confined(root.expanduser(), parts)
     except OSError:
-        raise _no_such_file() from None
+        raise _no_such_file(field) from None
     with os.fdopen(file, "rb") as opened:
         data = opened.read(limit_bytes + 1)
     if len(data) > limit_bytes:
-        raise too_large("the file that ref_audio_input names", limit_bytes)
+        raise too_large(f"the file that {field} names", limit_bytes)
     return data
 
 
@@ -108,9 +104,9 @@ def _open_confined(root: Path, parts: list[str]) -> int:
         os.close(folder)
 
 
-def checked_source(field: str, data: bytes, limits: Limits) -> Upload:
-    """An encoded audio file as it travels to the Generator, without a copy. Raises AudioError, AudioTooLargeError."""
-    if len(data) > limits.upload_mb * MIB:
+def checked_upload(field: str, data: ByteArray, limits: Limits) -> tuple[Upload, AudioInfo]:
+    """An encoded audio file as it travels, without a copy, and what is in it. Raises AudioError, AudioTooLargeError."""
+    if data.nbytes > limits.upload_mb * MIB:
         raise too_large(field, limits.upload_mb * MIB)
-    check_audio(data, audio_limits(limits))
-    return Upload(hashlib.sha256(data).hexdigest(), np.frombuffer(data, dtype=np.uint8))
+    info = check_audio(data.data, audio_limits(limits))
+    return Upload(hashlib.sha256(data.data).hexdigest(), data), info

@@ -9,8 +9,8 @@ import threading
 from collections.abc import Callable
 from functools import cached_property
 
+from acestep_engine.languages import Language
 from acestep_engine.lyrics import chinese_numbers
-from acestep_engine.lyrics.languages import Language
 from acestep_engine.lyrics.numbers import NumberReader
 from acestep_engine.lyrics.spelling import SPELLED_LANGUAGES, expand_abbreviations, expand_symbols
 

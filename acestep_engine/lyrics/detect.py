@@ -18,7 +18,7 @@ from functools import cached_property
 from threading import Lock
 from typing import Protocol
 
-from acestep_engine.lyrics.languages import LANGUAGES, Language
+from acestep_engine.languages import LANGUAGES, Language
 
 _KANA = re.compile(r"[\u3041-\u3096\u30a1-\u30fa\u31f0-\u31ff\uff66-\uff6f\uff71-\uff9d]")
 _HAN = re.compile(r"[\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af]")

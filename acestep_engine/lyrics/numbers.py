@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from functools import partial
 
-from acestep_engine.lyrics.languages import Language
+from acestep_engine.languages import Language
 from acestep_engine.lyrics.spelling import CENTS_JOINER, ORDINALS
 
 _COMMA_THOUSANDS = re.compile(r"\b\d{1,3}(?:,\d{3})*(?:\.\d+)?\b")

@@ -5,7 +5,7 @@ The words are data of a trained model: a wrong-looking one ("misess") is what th
 
 import re
 
-from acestep_engine.lyrics.languages import Language
+from acestep_engine.languages import Language
 
 # "short=long", in the order in which they are replaced; the short form ends with a dot, in Russian with its word.
 _ABBREVIATIONS: dict[Language, str] = {

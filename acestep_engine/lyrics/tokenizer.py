@@ -8,9 +8,9 @@ from typing import Literal
 from tokenizers import Tokenizer
 
 from acestep_engine.errors import CheckpointError, CheckpointNotFoundError
+from acestep_engine.languages import LANGUAGES, Language, language_token, parse_language
 from acestep_engine.lyrics.clean import Cleaner
 from acestep_engine.lyrics.detect import LanguageDetector
-from acestep_engine.lyrics.languages import LANGUAGES, Language, language_token, parse_language
 
 START = "[START]"
 SPACE = "[SPACE]"

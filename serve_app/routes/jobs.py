@@ -1,26 +1,17 @@
 """Routes about one job, and about the queue of all of them."""
 
-import re
 from dataclasses import asdict
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from deployments.messages import JobEndedError, JobNotFoundError
+from deployments.messages import JobEndedError
+from serve_app.ids import known_form
 from serve_app.openapi import AUDIO, CANCELLED, JOB, PROBLEMS, QUEUE
 from serve_app.responses import audio_response, result_json, status_json, wants_json
 from serve_app.service import service_of
 
 router = APIRouter(tags=["Jobs"])
-
-REQUEST_ID = re.compile(r"[0-9a-f]{8}(-?)[0-9a-f]{4}\1[0-9a-f]{4}\1[0-9a-f]{4}\1[0-9a-f]{12}")
-
-
-def known_form(request_id: str) -> str:
-    """The id, if it has the form of one. Raises JobNotFoundError: a malformed id is an unknown one."""
-    if not REQUEST_ID.fullmatch(request_id):
-        raise JobNotFoundError(request_id)
-    return request_id
 
 
 @router.get("/status/{request_id}", summary="How a job stands", response_model=None, responses={200: JOB, **PROBLEMS})

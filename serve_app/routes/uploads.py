@@ -1,4 +1,4 @@
-"""Routes that make music from an uploaded song. All take the upload as a part, in a form field or in JSON."""
+"""Routes that make music from a song: audio2audio, where no other task is named."""
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
@@ -10,15 +10,15 @@ from serve_app.routes.generate import answer_with_audio
 
 router = APIRouter(tags=["Generate from audio"])
 
-UPLOAD = Intake(save_file=True, takes_upload=True)
-UPLOAD_MP3 = Intake(save_file=True, takes_upload=True, audio_format="mp3")
-DIRECT_MP3 = Intake(takes_upload=True, audio_format="mp3")
+UPLOAD = Intake(save_file=True, usual_task="audio2audio")
+UPLOAD_MP3 = Intake(save_file=True, usual_task="audio2audio", audio_format="mp3")
+DIRECT_MP3 = Intake(usual_task="audio2audio", audio_format="mp3")
 
 QUEUED = {202: ACCEPTED, **PROBLEMS}
 
 
 async def queue_upload(request: Request) -> Response:
-    """Queues a new song made from yours; `ref_audio_strength` says how much of yours stays.
+    """Queues a new song made from yours; `ref_audio_strength` says how much of yours stays. `task` may say another way.
 
     wav, mp3, flac, ogg and opus are read, judged by their bytes. Answers a `request_id` for `/status` and `/result`.
     """

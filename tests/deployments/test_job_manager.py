@@ -25,6 +25,7 @@ from deployments.messages import (
     EarlierSong,
     JobEndedError,
     JobFailedError,
+    JobNotEndedError,
     JobView,
     Rendered,
     RenderJob,
@@ -465,6 +466,34 @@ async def test_an_earlier_song_is_a_source_as_long_as_its_latents_are_kept(house
     (house.root / f"state/latents/{first}_0.safetensors").unlink()
     with pytest.raises(SourceGoneError):
         await house.submit(source=EarlierSong(first))
+
+
+async def test_what_a_song_was_asked_for_is_known_longer_than_its_latents(house: House) -> None:
+    request_id = await house.submit(songs=batch(5, 6))
+    with pytest.raises(JobNotEndedError):
+        await house.manager.source_song(request_id, 1)
+    await house.end_of(request_id)
+    song = await house.manager.source_song(request_id, 1)
+    assert (song.params.seed, song.duration_s, song.is_kept) == (6, SONG.duration_s, True)
+    with pytest.raises(SongNotFoundError):
+        await house.manager.source_song(request_id, 2)
+    await house.close()
+    await house.open(result_ttl_s=-1)
+
+    async def expired() -> bool:
+        return (await house.manager.status(request_id)).outcome == "expired"
+
+    await until(expired)
+    song = await house.manager.source_song(request_id, 1)
+    assert (song.params.seed, song.is_kept) == (6, False)
+
+
+async def test_an_upload_can_be_had_again(house: House) -> None:
+    upload = Upload("5e", np.arange(3, dtype=np.uint8))
+    await house.end_of(await house.submit(source=upload))
+    assert (await house.manager.upload("5e")).tobytes() == upload.content.tobytes()
+    with pytest.raises(SourceGoneError):
+        await house.manager.upload("5f")
 
 
 async def test_a_job_that_names_an_id_twice_gets_another_one(house: House) -> None:

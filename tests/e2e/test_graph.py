@@ -8,8 +8,11 @@ import uuid
 import numpy as np
 import pytest
 import soundfile
+from safetensors.numpy import load_file
 
+from acestep_engine.requests import Latents
 from deployments.messages import (
+    EarlierSong,
     JobEndedError,
     JobFailedError,
     JobNotEndedError,
@@ -203,3 +206,27 @@ def test_a_model_that_cannot_be_loaded_leaves_the_old_one(graph: Graph) -> None:
     status = graph.until_status(lambda status: status.loaded)
     assert status.model == "nano"
     assert graph.end_of(graph.submit()).outcome == "completed"
+
+
+def test_every_task_sings_from_an_earlier_song_and_keeps_what_it_is_not_to_change(graph: Graph) -> None:
+    first = graph.submit()
+    graph.end_of(first)
+    source = EarlierSong(first)
+    tasks = [
+        dataclasses.replace(SONG, task="repaint", repaint_start_s=0.5, repaint_end_s=1.0, retake_seed=1),
+        dataclasses.replace(SONG, task="extend", duration_s=3.0, right_extend_s=1.0, retake_seed=1),
+        dataclasses.replace(SONG, task="edit", edit_target_prompt="drums", retake_seed=1),
+        dataclasses.replace(SONG, task="audio2audio"),
+    ]
+    begun = [graph.submit(song, source=source) for song in tasks]
+    assert [graph.end_of(request_id).outcome for request_id in begun] == ["completed"] * 4
+    original, repainted, extended = (latents_of(graph, request_id) for request_id in (first, *begun[:2]))
+    np.testing.assert_allclose(repainted[..., :5], original[..., :5], atol=1e-4)
+    np.testing.assert_allclose(extended[..., : original.shape[-1]], original, atol=1e-4)
+    assert extended.shape[-1] > original.shape[-1] + 9
+    assert graph.call("source_song", begun[1], 0).duration_s == pytest.approx(3.0, abs=0.2)
+
+
+def latents_of(graph: Graph, request_id: str) -> Latents:
+    latents: Latents = load_file(graph.state / f"latents/{request_id}_0.safetensors")["latents"]
+    return latents

@@ -27,8 +27,11 @@ from deployments.messages import (
     ServiceStatus,
     SongNotFoundError,
     SongResult,
+    SourceGoneError,
+    SourceSong,
     Status,
     Submission,
+    Upload,
 )
 from serve_app.errors import BackendUnavailableError
 
@@ -50,6 +53,7 @@ class MemoryJobs:
         self.submissions: dict[str, Submission] = {}
         self.views: dict[str, JobView] = {}
         self.audio: dict[str, list[ByteArray]] = {}  # of each song
+        self.song_s = 20.0  # how long its songs are as sources
         self.queue_limit = queue_limit
         self.fail_with: tuple[str, str] | None = None
         self.loaded = True
@@ -161,6 +165,22 @@ class MemoryJobs:
         if index >= len(view.songs):
             raise SongNotFoundError(index, len(view.songs))
         return AudioFile(view, self.audio[request_id][index], index)
+
+    async def source_song(self, request_id: str, index: int) -> SourceSong:
+        view = self._check(request_id)
+        if not view.ended:
+            raise JobNotEndedError(view)
+        if view.outcome not in ("completed", "expired"):
+            raise JobFailedError(view)
+        if index >= len(view.songs):
+            raise SongNotFoundError(index, len(view.songs))
+        return SourceSong(view.songs[index], self.song_s, view.outcome == "completed")
+
+    async def upload(self, digest: str) -> ByteArray:
+        for submission in self.submissions.values():
+            if isinstance(submission.source, Upload) and submission.source.digest == digest:
+                return submission.source.content
+        raise SourceGoneError(digest)
 
     async def cancel(self, request_id: str) -> JobView:
         view = self._check(request_id)

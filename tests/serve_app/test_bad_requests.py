@@ -143,7 +143,7 @@ async def test_a_body_over_the_limit_is_refused_before_it_is_read(client: httpx.
     undeclared = await client.post("/generate_music", content=endless(), headers=JSON)
     assert undeclared.status_code == 413
     assert undeclared.json()["code"] == "too_large"
-    assert read < 2 * 2**20
+    assert read < 5 * 2**20  # any route may be sent audio
 
 
 @pytest.mark.parametrize("length", ["-1", "ten", "1" * 500, "²"])

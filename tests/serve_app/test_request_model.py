@@ -8,11 +8,16 @@ import pytest
 
 from acestep_engine.params import MAX_SEED
 from serve_app.fields import InvalidRequestError
+from serve_app.resolve import ResolvedRequest, RouteRules, resolve
 from serve_app.schemas import NOT_BUILT, GenerateRequest, parse_generate, parse_initialize
 
 
 def parse(**fields: Any) -> GenerateRequest:
     return parse_generate(fields, from_form=False)
+
+
+def resolved_from(**fields: Any) -> ResolvedRequest:
+    return resolve(parse(**fields), None, RouteRules(max_songs=8))
 
 
 def from_form(**fields: str) -> GenerateRequest:
@@ -48,7 +53,12 @@ REFUSED: dict[str, list[object]] = {
     "guidance_scale": [-0.1, 30.1, math.nan, False, [15]],
     "ref_audio_strength": [-0.1, 1.1],
     "lora_weight": [1e9, -3.01],
-    "batch_size": [0, 2, 10**6],
+    "batch_size": [0, 65, 10**6],
+    "retake_variance": [-0.1, 1.1],
+    "repaint_end": [-1, 241],
+    "edit_n_avg": [0, 11, 1.5],
+    "source_index": [-1, 64],
+    "vocal_language": ["xx", "klingon", 5],
     "guidance_interval": [2, -0.5],
     "oss_steps": ["a,b", "1000000000", "0", "5,5", "9,3", [1.5], [[1]], {"a": 1}],
     "manual_seeds": ["abc", "1,,2", MAX_SEED + 1, -2, [1] * 10_000, 1.0, True, ["x"], "9" * 400],
@@ -59,7 +69,7 @@ REFUSED: dict[str, list[object]] = {
     "prompt": ["x" * 2_001, "a\x00b", "\ud800", "esc\x1b[31m", None, 5, ["a"]],
     "lyrics": ["x" * 1_000_000, "\n" * 100_000, "\x07", "a\udfffb"],
     "lora_name_or_path": ["singer", "../../x", "http://example.org/a", None],
-    "task": ["repaint", "edit", "dance", 1],
+    "task": ["dance", 1, None],
     "audio2audio_enable": ["yes", 1],
 }
 
@@ -80,13 +90,16 @@ def test_a_value_out_of_range_is_refused_by_its_field(field: str, value: object)
         ({"infer_step": 500}, "500 is over the limit of 200"),
         ({"prompt": "x" * 2_001}, "2,001 characters are over the limit of 2,000"),
         ({"scheduler_type": "ddim"}, "'ddim' is not one of 'euler', 'heun' or 'pingpong'"),
-        ({"batch_size": 4}, "4 is over the limit of 1"),
-        ({"task": "repaint"}, "not built in this version; the tasks are text2music, audio2audio"),
+        ({"batch_size": 65}, "65 is over the limit of 64"),
+        (
+            {"task": "remix"},
+            "'remix' is not one of 'text2music', 'audio2audio', 'retake', 'repaint'",
+        ),
+        ({"vocal_language": "tlh"}, "'tlh' is no language of lyrics; they are en, de, fr"),
         ({"promt": "a"}, "promt: is not a field of this request; did you mean prompt?"),
         ({"Infer_Steps": 3}, "did you mean infer_step?"),
         ({"lora_name_or_path": "x"}, "no adapters are registered"),
         ({"callback_url": "http://example.org"}, "callback_url: is not served"),
-        ({"repaint_start": 4.0}, "belongs to the task repaint"),
     ],
 )
 def test_a_refusal_says_the_value_and_the_limit(fields: dict[str, Any], words: str) -> None:
@@ -101,7 +114,7 @@ def test_all_wrong_fields_are_named_at_once() -> None:
 
 def test_fields_of_unbuilt_features_are_accepted_at_their_defaults() -> None:
     assert parse(**{name: default for name, (default, _) in NOT_BUILT.items()}) == parse()
-    assert from_form(priority="5", retake_variance="0.5", repaint_start="0.0") == parse()
+    assert from_form(priority="5") == parse()
 
 
 def test_thousands_of_fields_are_refused_without_looking_at_each() -> None:
@@ -132,7 +145,7 @@ def test_the_format_ignores_case() -> None:
 
 @pytest.mark.parametrize("text", ["🎸🎶", "שלום, مرحبا", "👩‍👩‍👧‍👦", "नमस्ते\u200d", "日本語\r\nの歌\t"])
 def test_every_script_is_kept_intact(text: str) -> None:
-    resolved = parse(prompt=text, lyrics=text).resolve(has_source=False)
+    resolved = resolved_from(prompt=text, lyrics=text)
     assert resolved.songs[0].prompt == resolved.songs[0].lyrics == resolved.request_json["lyrics"] == text
 
 
@@ -141,25 +154,24 @@ def test_every_script_is_kept_intact(text: str) -> None:
     [("42", 42), (42, 42), ([5, 6], 5), ("5, 6", 5), (0, 0), (MAX_SEED, MAX_SEED), (str(MAX_SEED), MAX_SEED)],
 )
 def test_the_first_seed_is_the_one_that_is_used(given: object, seed: int) -> None:
-    assert parse(manual_seeds=given).resolve(has_source=False).songs[0].seed == seed
+    assert resolved_from(manual_seeds=given).songs[0].seed == seed
 
 
 @pytest.mark.parametrize("given", [None, "", " ", -1, "-1", [], [-1, 3]])
 def test_no_seed_draws_one_and_reports_it(given: object) -> None:
-    request = parse(manual_seeds=given)
-    drawn = [request.resolve(has_source=False) for _ in range(8)]
+    drawn = [resolved_from(manual_seeds=given) for _ in range(8)]
     assert len({one.songs[0].seed for one in drawn}) > 1
     assert all(one.request_json["manual_seeds"] == one.songs[0].seed for one in drawn)
 
 
 def test_a_seed_that_json_readers_would_round_is_reported_as_text() -> None:
-    resolved = parse(manual_seeds=MAX_SEED).resolve(has_source=False)
+    resolved = resolved_from(manual_seeds=MAX_SEED)
     assert resolved.request_json["manual_seeds"] == str(MAX_SEED)
 
 
 def test_a_duration_of_minus_one_is_drawn_and_reported() -> None:
     for _ in range(20):
-        resolved = parse(audio_duration=-1).resolve(has_source=False)
+        resolved = resolved_from(audio_duration=-1)
         assert 30 <= resolved.songs[0].duration_s <= 240
         assert resolved.request_json["audio_duration"] == resolved.songs[0].duration_s
 
@@ -175,8 +187,8 @@ def test_a_duration_of_minus_one_is_drawn_and_reported() -> None:
     ],
 )
 def test_the_resolved_request_posted_again_is_the_same_request(fields: dict[str, Any]) -> None:
-    first = parse(**fields).resolve(has_source=False)
-    again = parse(**json.loads(json.dumps(first.request_json))).resolve(has_source=False)
+    first = resolved_from(**fields)
+    again = resolved_from(**json.loads(json.dumps(first.request_json)))
     assert again == first
 
 
@@ -186,15 +198,11 @@ def test_the_minimum_of_guidance_may_exceed_its_scale_only_by_default() -> None:
     assert parse(guidance_scale=1, min_guidance_scale=3).min_guidance_scale == 3.0  # guidance is off
 
 
-def test_audio2audio_needs_source_audio() -> None:
-    for fields in ({"audio2audio_enable": True}, {"task": "audio2audio"}):
-        with pytest.raises(InvalidRequestError, match="needs source audio"):
-            parse(**fields).resolve(has_source=False)
-        assert parse(**fields).resolve(has_source=True).songs[0].task == "audio2audio"
-
-
-def test_a_source_without_audio2audio_changes_nothing() -> None:
-    assert parse().resolve(has_source=True).songs[0].task == "text2music"
+@pytest.mark.parametrize(
+    ("given", "code"), [("de", "de"), ("zh-CN", "zh"), (" PT_br ", "pt"), (None, None), ("", None)]
+)
+def test_a_vocal_language_is_read_as_people_write_it(given: str | None, code: str | None) -> None:
+    assert resolved_from(vocal_language=given).songs[0].vocal_language == code
 
 
 def test_options_of_initialize_are_those_that_were_asked_for() -> None:
