@@ -2,7 +2,6 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,19 +12,11 @@ from acestep_engine.lora import AdapterContent, AdapterUpdate, read_adapter
 from acestep_engine.model.attention import CrossAttention, LinearAttention, folded_order
 from acestep_engine.model.config import TransformerConfig
 from acestep_engine.model.low_rank import PlacedAdapter, Update, WeightedAdapter
-from acestep_engine.params import Adapter
+from acestep_engine.params import Adapter, AdapterLimits
 from acestep_engine.safetensors_file import StoredTensor
 
 TORCH_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 FOLDED = {"attn": LinearAttention.FOLDED, "cross_attn": CrossAttention.FOLDED}
-
-
-@dataclass(frozen=True)
-class AdapterLimits:
-    """How many adapters are on the device at a time, and how many bytes of them that no song uses may stay."""
-
-    most: int = 8
-    most_bytes: int = 4 * 2**30
 
 
 class AdapterLoader:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from acestep_engine import tasks
-from acestep_engine.adapters import AdapterLimits, AdapterLoader, AdapterShelf
+from acestep_engine.adapters import AdapterLoader, AdapterShelf
 from acestep_engine.audio import SourceAudio
 from acestep_engine.batch import Batch, Share
 from acestep_engine.calibrate import Calibration, compiling_pays, measure_decoding, measure_forwards
@@ -27,7 +27,15 @@ from acestep_engine.model.low_rank import WeightedAdapter
 from acestep_engine.model.packing import Context
 from acestep_engine.model.transformer import Transformer
 from acestep_engine.offload import Residency
-from acestep_engine.params import MAX_DURATION_S, GenerationParams, ModelSpec, Progress, Timings, latent_frames
+from acestep_engine.params import (
+    MAX_DURATION_S,
+    AdapterLimits,
+    GenerationParams,
+    ModelSpec,
+    Progress,
+    Timings,
+    latent_frames,
+)
 from acestep_engine.requests import Event, Failed, Finished, Inputs, Latents, Moved, Song
 from acestep_engine.schedule import Demand, Scheduler
 from acestep_engine.tasks.state import TaskState

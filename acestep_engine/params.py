@@ -42,6 +42,14 @@ class Adapter:
 
 
 @dataclass(frozen=True)
+class AdapterLimits:
+    """How many adapters are on the device at a time, and how many bytes of them that no song uses may stay."""
+
+    most: int = 8
+    most_bytes: int = 4 * 2**30
+
+
+@dataclass(frozen=True)
 class GenerationParams:
     """One song. Everything is decided: the seed is drawn, -1 durations are resolved, lists are parsed.
 

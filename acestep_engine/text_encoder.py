@@ -15,7 +15,8 @@ from acestep_engine.conditioning import Conditioning, EncodeRequest, HiddenState
 from acestep_engine.devices import pick_device, pick_dtype
 from acestep_engine.errors import CheckpointError, ParameterError
 from acestep_engine.lyrics import LyricTokenizer
-from acestep_engine.model.loading import load_weights, read_config
+from acestep_engine.model.json_files import read_config
+from acestep_engine.model.loading import load_weights
 from acestep_engine.params import ModelSpec
 
 MAX_PROMPT_TOKENS = 256

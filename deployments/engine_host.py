@@ -18,8 +18,9 @@ import torch
 from acestep_engine.devices import describe_device, free_memory, keep_freed_memory
 from acestep_engine.download import ensure_checkpoint
 from acestep_engine.engine import Engine
-from acestep_engine.params import GenerationParams, ModelSpec, Progress
+from acestep_engine.params import AdapterLimits, GenerationParams, ModelSpec, Progress
 from acestep_engine.requests import Failed, Finished, Inputs, Moved, Song
+from deployments.adapter_queue import AdapterQueue
 from deployments.cpus import available_cpus
 from deployments.failures import GpuMemoryError, ReplicaBrokenError, SharedStepError
 from deployments.messages import ReplicaState
@@ -52,15 +53,17 @@ class EngineHost:
     """`device` None is the GPU if the replica has one. `download_to` may be filled from the published place.
 
     Calls begin in the order they came. One for another model, or a `load` of one, waits until the engine has nothing to
-    do, and all that came after it wait as well.
+    do, and all that came after it wait as well. One whose adapter has to be loaded holds nobody up.
     """
 
-    def __init__(self, device: str | None, download_to: str | None) -> None:
+    def __init__(self, device: str | None, download_to: str | None, adapter_limits: AdapterLimits) -> None:
         self._device = device
         self._download_to = download_to
+        self._adapter_limits = adapter_limits
         self._engine: Engine | None = None
         self._running: dict[str, Call] = {}  # in the engine
         self._wake = threading.Condition()
+        self._without_adapter: AdapterQueue[Call] = AdapterQueue(self._notify)
         self._waiting: deque[Call | _Load] = deque()  # these three are shared with callers, under _wake
         self._aborted: set[str] = set()
         self._closed = False
@@ -73,6 +76,10 @@ class EngineHost:
         """Have a song made: its future gets it, or EngineError, RenderError. From any thread."""
         with self._wake:
             self._waiting.append(call)
+            self._wake.notify()
+
+    def _notify(self) -> None:
+        with self._wake:
             self._wake.notify()
 
     def abort(self, call: Call) -> None:
@@ -110,14 +117,28 @@ class EngineHost:
         while self._wait_for_work():
             self._drop_aborted()
             self._begin()
+            if self._engine is not None:
+                self._without_adapter.advance(self._engine.adapters, self._add, self._fail)
             if self._running:
                 self._step()
+        self._without_adapter.close()
 
     def _wait_for_work(self) -> bool:
         """False when it is time to stop."""
         with self._wake:
-            self._wake.wait_for(lambda: self._closed or self._running or self._waiting or self._aborted)
+            self._wake.wait_for(self._has_work)
             return not self._closed
+
+    def _has_work(self) -> bool:
+        if self._closed or self._running or self._aborted or self._without_adapter.has_news:
+            return True
+        return bool(self._waiting) and self._may_begin(self._waiting[0])
+
+    def _may_begin(self, first: "Call | _Load") -> bool:
+        """Whether the engine is idle, or the call is for the model that it has."""
+        if not self._running and not self._without_adapter:
+            return True
+        return isinstance(first, Call) and self._engine is not None and self._engine.spec == first.spec
 
     def _drop_aborted(self) -> None:
         with self._wake:
@@ -125,6 +146,7 @@ class EngineHost:
             self._waiting = deque(
                 one for one in self._waiting if not (isinstance(one, Call) and one.call_id in aborted)
             )
+        self._without_adapter.drop(aborted)
         for call_id in aborted:
             if self._running.pop(call_id, None) is not None and self._engine is not None:
                 self._engine.abort(call_id)
@@ -136,16 +158,15 @@ class EngineHost:
                 if not self._waiting:
                     return
                 first = self._waiting[0]
-                ready = not self._running or (
-                    isinstance(first, Call) and self._engine is not None and self._engine.spec == first.spec
-                )
-                if not ready:
+                if not self._may_begin(first):
                     return
                 self._waiting.popleft()
             if isinstance(first, _Load):
                 self._do_load(first)
-            else:
+            elif first.params.active_adapter is None:
                 self._add(first)
+            else:
+                self._have_adapter(first)
 
     def _do_load(self, load: _Load) -> None:
         try:
@@ -154,6 +175,20 @@ class EngineHost:
             load.loaded.set_exception(self._judge(error))
         else:
             load.loaded.set_result(None)
+
+    def _have_adapter(self, call: Call) -> None:
+        """Let a call wait for its adapter, once its model is there."""
+        try:
+            self._engine_for(call.spec)
+        except Exception as error:  # noqa: BLE001  as above
+            self._fail(call, error)
+        else:
+            self._without_adapter.add(call)
+
+    def _fail(self, call: Call, error: BaseException) -> None:
+        """End a call that is not in the engine."""
+        if call.song.set_running_or_notify_cancel():
+            call.song.set_exception(self._judge(error))
 
     def _add(self, call: Call) -> None:
         if not call.song.set_running_or_notify_cancel():
@@ -192,7 +227,7 @@ class EngineHost:
                     del self._running[event.request_id]
                     call.song.set_exception(self._judge(event.error))
 
-    def _judge(self, error: Exception) -> Exception:
+    def _judge(self, error: BaseException) -> BaseException:
         """What to tell the caller. Remembers if the GPU is lost: then every later call of CUDA fails as well."""
         if isinstance(error, torch.OutOfMemoryError):
             return GpuMemoryError("the song does not fit the GPU's memory: ask for a shorter one")
@@ -209,7 +244,7 @@ class EngineHost:
             free_memory()  # two models at once may not fit
             ensure_checkpoint(Path(spec.path), download=spec.path == self._download_to)
             started = time.perf_counter()
-            self._engine = Engine.load(spec, self._device)
+            self._engine = Engine.load(spec, self._device, adapter_limits=self._adapter_limits)
             logger.info(
                 "loaded %s from %s on %s in %.1f s; up to %d tokens share a forward",
                 *(spec.name, spec.path, self._engine.device),

@@ -6,6 +6,8 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 
 from acestep_engine.errors import (
+    AdapterChangedError,
+    AdapterError,
     AudioError,
     AudioTooLargeError,
     CheckpointError,
@@ -84,6 +86,10 @@ def explain(cause: BaseException) -> Failure | None:
             return Failure("numerical", str(cause))
         case CheckpointError():  # its text names files of the server
             return Failure("model_unavailable", "the model could not be loaded")
+        case AdapterChangedError():
+            return Failure("adapter_changed", str(cause))
+        case AdapterError():
+            return Failure("adapter_unusable", str(cause))
         case GpuMemoryError():
             return Failure("out_of_memory", str(cause))
         case EngineError():

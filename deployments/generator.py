@@ -5,7 +5,7 @@ import dataclasses
 import itertools
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
@@ -18,7 +18,7 @@ from ray.serve.exceptions import RayServeException
 
 from acestep_engine.audio import AudioLimits, SourceAudio, encode_audio, read_audio
 from acestep_engine.conditioning import Conditioning
-from acestep_engine.params import OUTPUT_SAMPLE_RATE_HZ, ModelSpec, Progress
+from acestep_engine.params import OUTPUT_SAMPLE_RATE_HZ, AdapterLimits, ModelSpec, Progress
 from acestep_engine.requests import Inputs, Latents
 from deployments.failures import ReplicaBrokenError
 from deployments.messages import JOB_MANAGER, ByteArray, Rendered, RenderJob, is_latents
@@ -72,7 +72,12 @@ class Generator:
     """
 
     async def __init__(  # type: ignore[misc]
-        self, spec: ModelSpec, use_gpu: bool, limits: AudioLimits, download_to: str | None
+        self,
+        spec: ModelSpec,
+        use_gpu: bool,
+        limits: AudioLimits,
+        download_to: str | None,
+        adapter_limits: AdapterLimits,
     ) -> None:
         """Returns once the model is in memory; `download_to` is the folder that may be filled from the published place.
 
@@ -85,7 +90,9 @@ class Generator:
         self._numbers = itertools.count()
         self._calls = 0  # that run now
         self._files = ThreadPoolExecutor(max_workers=FILE_THREADS, thread_name_prefix="audio-files")
-        self._host = await self._in_thread(lambda: _make_host(None if use_gpu else "cpu", download_to))
+        device = None if use_gpu else "cpu"
+        self._host = await self._in_thread(lambda: _make_host(device, download_to, adapter_limits))
+        self._tell_router = _teller_of_adapters(adapter_limits)
         await asyncio.wrap_future(self._host.load(spec))
         self._job_manager = serve.get_deployment_handle(JOB_MANAGER, context.app_name)
         self._reporting = asyncio.create_task(self._report_again_and_again())
@@ -106,6 +113,8 @@ class Generator:
         from deployments.engine_host import Call
 
         yield Progress("encoding")
+        if job.params.active_adapter is not None:
+            await self._tell_router(job.params.active_adapter.digest)
         begun_from = source if source is None or is_latents(source) else await self._read_audio(source.data)
         listener, song = _Listener(), Future["Song"]()
         song.add_done_callback(listener.note_end)
@@ -199,7 +208,20 @@ class Generator:
         return await asyncio.get_running_loop().run_in_executor(self._files, work)
 
 
-def _make_host(device: str | None, download_to: str | None) -> "EngineHost":
+def _make_host(device: str | None, download_to: str | None, adapter_limits: AdapterLimits) -> "EngineHost":
     from deployments.engine_host import EngineHost  # takes seconds, and only the replica needs it
 
-    return EngineHost(device, download_to)
+    return EngineHost(device, download_to, adapter_limits)
+
+
+def _teller_of_adapters(limits: AdapterLimits) -> Callable[[str], Awaitable[str]]:
+    """Tells Serve's router that this replica has an adapter from now on, so that calls for it come here first.
+
+    Serve forgets the least recently used over the same number as the engine does.
+    """
+
+    async def adapter(digest: str) -> str:
+        return digest  # the engine loads it by itself, beside its songs
+
+    told: Callable[[str], Awaitable[str]] = serve.multiplexed(max_num_models_per_replica=limits.most)(adapter)
+    return told

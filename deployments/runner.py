@@ -187,7 +187,7 @@ class Runner:
             return None
         tags = _tags(row, song.params, spec.name)
         render_job = RenderJob(row.request_id, song.params, row.audio_format, tags, row.priority)
-        song.response = self._generator.remote(spec, render_job, conditioning, target, source)
+        song.response = self._generator_for(song.params).remote(spec, render_job, conditioning, target, source)
         try:
             return await self._follow(job, song, song.response)
         except asyncio.CancelledError:  # the JobManager stops
@@ -203,6 +203,11 @@ class Runner:
             raise _judge(job.row.request_id, error) from error
         finally:
             song.response = None
+
+    def _generator_for(self, song: GenerationParams) -> DeploymentHandle[Any]:
+        """Rather a replica that has the song's adapter."""
+        adapter = song.active_adapter
+        return self._generator if adapter is None else self._generator.options(multiplexed_model_id=adapter.digest)
 
     async def _read_source(self, row: JobRow) -> ByteArray | Latents | None:
         """Raises _Failed."""

@@ -11,6 +11,7 @@ from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import LoggingConfig
 
 from acestep_engine.audio import AudioLimits
+from acestep_engine.params import AdapterLimits
 from deployments.generator import Generator
 from deployments.job_manager import JobManager, JobManagerConfig
 from deployments.messages import JOB_MANAGER
@@ -25,6 +26,7 @@ MANY_REQUESTS = 10_000  # the JobManager bounds its queue itself; Serve's defaul
 JOB_MANAGER_GRACE_S = 10.0  # its jobs run in its next life
 HEALTH_CHECK_PERIOD_S = 5.0
 SONGS_PER_REPLICA = 2  # on average, before Serve adds a replica: each song more makes the others of a GPU slower
+MIB = 2**20
 SIZES = 5  # of songs, by which the JobManager lets them start
 
 
@@ -97,7 +99,8 @@ def _generator(settings: Settings, placement: Placement, models: Models, logging
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
         logging_config=logging,
     )
-    return deployment.bind(models.first, placement.generator_gpus > 0, audio_limits, models.download_to)
+    adapter_limits = AdapterLimits(settings.generator.loras_on_gpu, settings.generator.loras_mb * MIB)
+    return deployment.bind(models.first, placement.generator_gpus > 0, audio_limits, models.download_to, adapter_limits)
 
 
 def _text_encoder(settings: Settings, placement: Placement, models: Models, logging: LoggingConfig) -> Application:

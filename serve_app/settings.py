@@ -27,6 +27,8 @@ class GeneratorSettings(Section):
     max_replicas: Annotated[int, Field(ge=1)] | None = None  # None: one per GPU the cluster has, one on a CPU
     use_gpu: bool | None = None  # None: a GPU each where the cluster has any, else the CPU
     cluster_autoscales: bool = False  # nodes with GPUs may join later: do not check that they exist now
+    loras_on_gpu: Annotated[int, Field(ge=1, le=1_000)] = 8  # adapters that a replica keeps in its memory at most...
+    loras_mb: Megabytes = 4_096  # ...and how much of those that no song uses
     songs_per_size: Annotated[int, Field(ge=1, le=64)] = 8  # that a replica works on at a time, of each of five sizes
     graceful_shutdown_timeout_s: Annotated[float, Field(ge=0)] = 600.0
 

@@ -14,8 +14,9 @@ from diffusers import AutoencoderDC
 from torch import Tensor
 
 from acestep_engine.errors import AudioError, CheckpointError
+from acestep_engine.model.json_files import read_config
 from acestep_engine.model.latent_decoder import LatentDecoder
-from acestep_engine.model.loading import load_weights, read_config
+from acestep_engine.model.loading import load_weights
 from acestep_engine.model.mel import LogMel, MelConfig
 from acestep_engine.model.resampling import Resampler
 from acestep_engine.model.vocoder import Vocoder, VocoderConfig

@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
+from acestep_engine.checkpoint import TRANSFORMER
 from acestep_engine.errors import CheckpointError
+from acestep_engine.model.json_files import read_config
 
 TIMESTEP_CHANNELS = 256
 
@@ -49,6 +52,11 @@ class TransformerConfig:
             return cls(**fields)
         except TypeError as error:
             raise CheckpointError(f"ace_step_transformer/config.json lacks a size: {error}") from None
+
+
+def read_transformer_config(checkpoint: Path) -> TransformerConfig:
+    """Of a checkpoint folder. Raises CheckpointError."""
+    return TransformerConfig.from_json(read_config(checkpoint / TRANSFORMER))
 
 
 def unused_in_generation(name: str) -> bool:

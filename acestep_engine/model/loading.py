@@ -7,7 +7,6 @@ Weight norm is folded while reading: where the module has a plain `X.weight` and
 `X.weight_v`, the weight is `g * v / ||v||` with the norm over all dimensions but the first (Salimans and Kingma 2016).
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from acestep_engine.errors import CheckpointError, CheckpointNotFoundError
+from acestep_engine.model.json_files import label, read_json_object
 
 WEIGHT_FILES = (
     "diffusion_pytorch_model.safetensors",
@@ -42,11 +42,6 @@ class _Stored:
     shape: tuple[int, ...]
     floating: bool | None
     file: Path
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """The `config.json` of a component's folder. Raises CheckpointError if it is missing or no JSON object."""
-    return _read_json_object(folder / "config.json")
 
 
 def find_weights(folder: Path) -> Path:
@@ -81,7 +76,7 @@ def load_weights(
     """
     path = find_weights(path) if path.is_dir() else path
     stored = _stored_tensors(path)
-    sources = _match(module, stored, unused, _label(path))
+    sources = _match(module, stored, unused, label(path))
     loaded: dict[str, Tensor] = {}
     with ExitStack() as stack:
         needed = {stored[name].file for names in sources.values() for name in names}
@@ -130,7 +125,7 @@ def _match(
     taken = {name for names in sources.values() for name in names}
     for name, tensor in stored.items():
         if name not in taken and not unused(name):
-            problems.append(f"{name} {tensor.shape} in {_label(tensor.file)} is not part of the model")
+            problems.append(f"{name} {tensor.shape} in {label(tensor.file)} is not part of the model")
     if problems:
         shown = problems[:MAX_PROBLEMS_SHOWN]
         if len(problems) > len(shown):
@@ -159,10 +154,10 @@ def _problem(name: str, shape: tuple[int, ...], floating: bool, found: _Stored |
     if found is None:
         return f"{name} {shape} is missing from {source}"
     if found.shape != shape:
-        return f"{name} in {_label(found.file)} has shape {found.shape}, expected {shape}"
+        return f"{name} in {label(found.file)} has shape {found.shape}, expected {shape}"
     if found.floating is not None and found.floating != floating:
         kinds = ("integer", "floating point")
-        return f"{name} in {_label(found.file)} is {kinds[found.floating]}, expected {kinds[floating]}"
+        return f"{name} in {label(found.file)} is {kinds[found.floating]}, expected {kinds[floating]}"
     return None
 
 
@@ -178,21 +173,21 @@ def _fold(parts: Sequence[Tensor]) -> Tensor:
 def _stored_tensors(path: Path) -> dict[str, _Stored]:
     """What the file, or every shard of the index, holds. Reads headers only."""
     if path.suffix in PICKLE_SUFFIXES:
-        raise CheckpointError(f"{_label(path)} is a pickle, which can run code when opened; only safetensors are read")
+        raise CheckpointError(f"{label(path)} is a pickle, which can run code when opened; only safetensors are read")
     if path.name.endswith(".safetensors"):
         return _header(path)
     if not path.name.endswith(".safetensors.index.json"):
-        raise CheckpointError(f"{_label(path)} is neither .safetensors nor .safetensors.index.json")
-    weight_map = _read_json_object(path).get("weight_map")
+        raise CheckpointError(f"{label(path)} is neither .safetensors nor .safetensors.index.json")
+    weight_map = read_json_object(path).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
-        raise CheckpointError(f"{_label(path)} has no weight_map of tensor names to file names")
+        raise CheckpointError(f"{label(path)} has no weight_map of tensor names to file names")
     stored: dict[str, _Stored] = {}
     for shard in sorted(set(weight_map.values())):
         if Path(shard).name != shard or not shard.endswith(".safetensors"):
-            raise CheckpointError(f"{_label(path)} names the shard {shard!r}, which is no .safetensors file beside it")
+            raise CheckpointError(f"{label(path)} names the shard {shard!r}, which is no .safetensors file beside it")
         for name, tensor in _header(path.parent / shard).items():
             if weight_map.get(name) != shard:
-                raise CheckpointError(f"{name} is in {_label(tensor.file)}, but not so in {_label(path)}")
+                raise CheckpointError(f"{name} is in {label(tensor.file)}, but not so in {label(path)}")
             stored[name] = tensor
     missing = sorted(weight_map.keys() - stored.keys())
     if missing:
@@ -211,25 +206,8 @@ def _header(file: Path) -> dict[str, _Stored]:
 
 def _open(file: Path) -> Any:
     if not file.is_file():
-        raise CheckpointNotFoundError(f"{_label(file)} does not exist")
+        raise CheckpointNotFoundError(f"{label(file)} does not exist")
     try:
         return safe_open(file, framework="pt", device="cpu")
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{_label(file)} is no valid safetensors file: {error}") from error
-
-
-def _read_json_object(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointNotFoundError(f"{_label(file)} does not exist") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{_label(file)} is no valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{_label(file)} holds {type(content).__name__}, expected a JSON object")
-    return content
-
-
-def _label(path: Path) -> str:
-    """Folder and name: what a person needs to find the file, without the layout of the server's disk."""
-    return f"{path.parent.name}/{path.name}" if path.parent.name else path.name
+        raise CheckpointError(f"{label(file)} is no valid safetensors file: {error}") from error

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from acestep_engine.model.attention import CrossAttention, LinearAttention, rotary_angles
 from acestep_engine.model.config import TIMESTEP_CHANNELS, TransformerConfig, unused_in_generation
+from acestep_engine.model.json_files import read_config
 from acestep_engine.model.linear import Linear, project
-from acestep_engine.model.loading import load_weights, read_config
+from acestep_engine.model.loading import load_weights
 from acestep_engine.model.low_rank import Adaptation, WeightedAdapter, adapted, everywhere, within
 from acestep_engine.model.lyric_encoder import LyricEncoder, LyricEncoderConfig
 from acestep_engine.model.packing import Context, Packing

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from acestep_engine.params import GenerationParams
+from acestep_engine.params import Adapter, GenerationParams
 from deployments.messages import SongResult
 from deployments.store.protocol import JobRow
 
@@ -37,4 +37,6 @@ def row_of(values: Mapping[str, Any]) -> JobRow:
 
 
 def _song(values: dict[str, Any]) -> GenerationParams:
-    return GenerationParams(**values | {"oss_steps": tuple(values["oss_steps"])})
+    adapter = values.get("adapter")
+    read = {"oss_steps": tuple(values["oss_steps"]), "adapter": None if adapter is None else Adapter(**adapter)}
+    return GenerationParams(**values | read)

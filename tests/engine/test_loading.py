@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from acestep_engine.errors import CheckpointError, CheckpointNotFoundError
-from acestep_engine.model.loading import check_names, find_weights, load_weights, read_config
+from acestep_engine.model.json_files import read_config
+from acestep_engine.model.loading import check_names, find_weights, load_weights
 
 
 class Small(nn.Module):

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from acestep_engine.adapters import AdapterLimits, AdapterLoader, AdapterShelf, place_adapter
+from acestep_engine.adapters import AdapterLoader, AdapterShelf, place_adapter
 from acestep_engine.context import ContextBuilder
 from acestep_engine.engine import Engine
 from acestep_engine.errors import AdapterChangedError, AdapterNotLoadedError
 from acestep_engine.model.low_rank import WeightedAdapter
 from acestep_engine.model.transformer import Transformer
-from acestep_engine.params import Adapter, GenerationParams
+from acestep_engine.params import Adapter, AdapterLimits, GenerationParams
 from acestep_engine.requests import Song
 from tests.engine.loras import (
     OTHER_TARGETS,

@@ -1,0 +1,139 @@
+"""The thread of a replica's engine, and adapters that come beside its songs."""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from acestep_engine.adapters import AdapterLoader
+from acestep_engine.checkpoint import NANO_PATH
+from acestep_engine.conditioning import Conditioning
+from acestep_engine.errors import AdapterChangedError
+from acestep_engine.lora import read_adapter
+from acestep_engine.model.config import read_transformer_config
+from acestep_engine.model.low_rank import PlacedAdapter
+from acestep_engine.params import Adapter, AdapterLimits, GenerationParams, ModelSpec
+from acestep_engine.requests import Inputs, Latents, Song
+from deployments.engine_host import Call, EngineHost
+from tests.nano_lora import save_nano_lora
+
+SPEC = ModelSpec("nano", str(NANO_PATH))
+SONG = GenerationParams("", "", 1.0, seed=1, steps=2, guidance_scale=1.0)
+TIMEOUT_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[EngineHost]:
+    host = EngineHost("cpu", None, AdapterLimits(most=2))
+    host.load(SPEC).result(TIMEOUT_S)
+    yield host
+    host.close()
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> list[Adapter]:
+    root, config = tmp_path_factory.mktemp("loras"), read_transformer_config(NANO_PATH)
+    paths = [save_nano_lora(root / str(seed), seed) for seed in range(4)]
+    return [Adapter(path.name, read_adapter(path, config).digest, str(path)) for path in paths]
+
+
+class Gate:
+    """Lets adapters be loaded, or not yet."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.open = threading.Event()
+        self.asked: list[str] = []
+        load = AdapterLoader.load
+
+        def load_later(loader: AdapterLoader, adapter: Adapter) -> PlacedAdapter:
+            self.asked.append(adapter.name)
+            assert self.open.wait(TIMEOUT_S)
+            return load(loader, adapter)
+
+        monkeypatch.setattr(AdapterLoader, "load", load_later)
+
+
+def call(params: GenerationParams, adapter: Adapter | None = None) -> Call:
+    draw = np.random.default_rng(3)
+    text = draw.standard_normal((4, 64), dtype=np.float32)
+    ids = np.array([1, 5, 9], dtype=np.int64)
+    inputs = Inputs(Conditioning(text, None, ids, np.ones_like(ids)))
+    params = replace(params, adapter=adapter)
+    return Call(f"{id(params)}-{params.seed}", SPEC, params, inputs, 0, lambda progress: None, Future())
+
+
+def submit(host: EngineHost, params: GenerationParams, adapter: Adapter | None = None) -> "Future[Song]":
+    submitted = call(params, adapter)
+    host.submit(submitted)
+    return submitted.song
+
+
+def latents(song: "Future[Song]") -> Latents:
+    return song.result(TIMEOUT_S).latents
+
+
+def same(one: Latents, other: Latents) -> bool:
+    return float(np.linalg.norm(one - other)) <= 1e-4 * float(np.linalg.norm(one))
+
+
+def test_songs_go_on_while_an_adapter_is_loaded(
+    host: EngineHost, adapters: list[Adapter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(monkeypatch)
+    adapted = submit(host, SONG, adapters[0])
+    for seed in range(3):  # songs that came later, from their first step to their last
+        latents(submit(host, replace(SONG, seed=seed)))
+    assert not adapted.done()
+    gate.open.set()
+    assert not same(latents(adapted), latents(submit(host, SONG)))
+    assert same(latents(adapted), latents(submit(host, SONG, adapters[0])))
+    assert gate.asked == ["0"]  # once
+
+
+def test_more_adapters_than_there_is_room_for_take_turns(host: EngineHost, adapters: list[Adapter]) -> None:
+    wanted = [adapters[index] for index in (1, 2, 3, 0, 2, 1, 3, 0)]
+    together = [submit(host, replace(SONG, steps=8), adapter) for adapter in wanted]
+    alone = {adapter.name: latents(submit(host, replace(SONG, steps=8), adapter)) for adapter in adapters}
+    for adapter, song in zip(wanted, together, strict=True):
+        assert [name for name, other in alone.items() if same(latents(song), other)] == [adapter.name]
+
+
+def test_an_adapter_that_cannot_be_had_fails_its_songs_only(host: EngineHost, adapters: list[Adapter]) -> None:
+    changed = replace(adapters[1], name="changed", digest="0" * 64)
+    songs = [submit(host, SONG, changed), submit(host, SONG, adapters[1]), submit(host, SONG, changed)]
+    latents(songs[1])
+    for song in (songs[0], songs[2]):
+        with pytest.raises(AdapterChangedError, match="'changed'"):
+            song.result(TIMEOUT_S)
+
+
+def test_a_call_that_waits_for_its_adapter_can_be_aborted(
+    host: EngineHost, adapters: list[Adapter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(monkeypatch)
+    first = call(SONG, replace(adapters[3], digest="1" * 64))
+    host.submit(first)
+    latents(submit(host, SONG))
+    host.abort(first)
+    gate.open.set()
+    latents(submit(host, SONG, adapters[0]))
+    assert first.song.cancelled()
+
+
+def test_another_model_waits_for_those_who_wait_for_an_adapter(
+    host: EngineHost, adapters: list[Adapter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(monkeypatch)
+    unseen = submit(host, SONG, replace(adapters[0], digest="2" * 64))
+    latents(submit(host, SONG))
+    loaded = host.load(SPEC)
+    latents_before = submit(host, SONG)  # behind the load
+    assert not loaded.done()
+    gate.open.set()
+    with pytest.raises(AdapterChangedError):
+        unseen.result(TIMEOUT_S)
+    loaded.result(TIMEOUT_S)
+    latents(latents_before)
