@@ -191,6 +191,24 @@ AUDIO: Documented = {
     "description": "The audio, 48 kHz stereo, with `X-Request-ID`, `X-Seed` and `X-Model`.",
     "content": dict.fromkeys(("audio/wav", "audio/mpeg", "audio/ogg", "audio/flac"), _BINARY),
 }
+SONGS: Documented = {
+    "description": AUDIO["description"] + " Of a batch the first song, or all of them as zip or multipart.",
+    "content": AUDIO["content"] | dict.fromkeys(("application/zip", "multipart/mixed"), _BINARY),
+}
+RESULT_QUERY = [
+    {
+        "name": "index",
+        "in": "query",
+        "schema": {"type": "integer", "minimum": 0, "default": 0},
+        "description": "Which song of a batch.",
+    },
+    {
+        "name": "format",
+        "in": "query",
+        "schema": {"type": "string", "enum": ["audio", "json", "zip", "multipart"]},
+        "description": "What to answer, instead of what `Accept` says; zip and multipart hold all songs.",
+    },
+]
 
 
 def _problem(description: str) -> Documented:

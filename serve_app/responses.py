@@ -2,8 +2,8 @@
 
 import re
 import time
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Literal
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
@@ -14,6 +14,16 @@ from serve_app.errors import RETRY_SOON_S, HttpProblem
 from serve_app.printable import printable
 
 CHUNK_BYTES = 1024 * 1024  # what is copied at a time: a song of 240 s as wav is 46 MB
+
+Kind = Literal["json", "audio", "zip", "multipart"]
+KINDS: tuple[Kind, ...] = ("zip", "multipart", "audio", "json")  # the first of those that are liked equally
+MEDIA_RANGES: Mapping[Kind, tuple[str, ...]] = {
+    "json": ("application/json", "application/*"),
+    "audio": ("audio/", "application/octet-stream"),
+    "zip": ("application/zip",),
+    "multipart": ("multipart/mixed",),
+}
+
 QUEUED_MESSAGE = "Request has been queued for processing"
 
 
@@ -97,28 +107,37 @@ def _media_ranges(accept: str) -> dict[str, float]:
     return ranges
 
 
-def _quality(ranges: dict[str, float], names: tuple[str, ...]) -> float:
-    return max((ranges[name] for name in names if name in ranges), default=0.0)
+def wanted(request: Request, usual: Kind, *others: Kind) -> Kind:
+    """Which of the kinds that a route has is asked for, by `?format=` or by Accept; `*/*` is the usual one.
 
-
-def wants_audio(request: Request) -> bool:
-    """Whether Accept names audio, and JSON not rather. `*/*` alone does not ask for audio."""
-    ranges = _media_ranges(request.headers.get("accept", ""))
-    audio = max((quality for name, quality in ranges.items() if name.startswith("audio/")), default=0.0)
-    audio = max(audio, ranges.get("application/octet-stream", 0.0))
-    return audio > 0 and audio >= _quality(ranges, ("application/json", "application/*"))
-
-
-def wants_json(request: Request) -> bool:
-    """Whether JSON is asked for where audio is the rule: `?format=json`, or an Accept that likes JSON better."""
+    Raises HttpProblem 422 for a `format` that the route does not have.
+    """
+    offered = [kind for kind in KINDS if kind in (usual, *others)]
     asked = request.query_params.get("format")
     if asked is not None:
-        if asked not in ("json", "audio"):
-            raise HttpProblem(422, "invalid_request", f"format: '{printable(asked)}' is neither json nor audio")
-        return asked == "json"
+        if asked not in offered:
+            problem = f"format: '{printable(asked)}' is not one of {', '.join(offered)}"
+            raise HttpProblem(
+                422, "invalid_request", f"{problem}; that of the audio is a field of the body"
+            )
+        return next(kind for kind in offered if kind == asked)
     ranges = _media_ranges(request.headers.get("accept", "*/*"))
-    audio = [quality for name, quality in ranges.items() if name.startswith("audio/") or name == "*/*"]
-    return _quality(ranges, ("application/json", "application/*")) > max(audio, default=0.0)
+    qualities = {kind: _quality(ranges, kind) for kind in offered}
+    qualities[usual] = max(qualities[usual], ranges.get("*/*", 0.0))
+    best = max(offered, key=lambda kind: qualities[kind])
+    return best if qualities[best] > 0 else usual
+
+
+def _quality(ranges: dict[str, float], kind: Kind) -> float:
+    return max((quality for name, quality in ranges.items() if name.startswith(MEDIA_RANGES[kind])), default=0.0)
+
+
+def song_index(request: Request) -> int:
+    """Which song of a job `?index=` asks for; the first when it does not. Raises HttpProblem 422."""
+    asked = request.query_params.get("index", "0")
+    if not re.fullmatch(r"[0-9]{1,4}", asked, re.ASCII):
+        raise HttpProblem(422, "invalid_request", f"index: '{printable(asked)}' is no number of a song: 0 is the first")
+    return int(asked)
 
 
 def _asked_range(header: str | None, size: int) -> tuple[int, int] | None:
@@ -138,7 +157,8 @@ def _asked_range(header: str | None, size: int) -> tuple[int, int] | None:
     return start, min(end, size)
 
 
-async def _chunks(audio: ByteArray, start: int, end: int) -> AsyncIterator[bytes]:
+async def chunks(audio: ByteArray, start: int, end: int) -> AsyncIterator[bytes]:
+    """The bytes from `start` to `end`, some at a time."""
     for at in range(start, end, CHUNK_BYTES):
         yield audio[at : min(at + CHUNK_BYTES, end)].tobytes()
 
@@ -156,7 +176,7 @@ def audio_response(request: Request, file: AudioFile) -> Response:
     headers = {
         "Content-Type": MEDIA_TYPES[view.audio_format],
         "Content-Length": str(end - start),
-        "Content-Disposition": f'attachment; filename="{file_name(view)}"',
+        "Content-Disposition": f'attachment; filename="{file_name(view, file.index if len(view.songs) > 1 else None)}"',
         "Accept-Ranges": "bytes",
         "ETag": tag,
         "X-Request-ID": view.request_id,
@@ -168,8 +188,10 @@ def audio_response(request: Request, file: AudioFile) -> Response:
     status = 206 if asked else 200
     if request.method == "HEAD":
         return Response(status_code=status, headers=headers)
-    return StreamingResponse(_chunks(file.audio, start, end), status, headers)
+    return StreamingResponse(chunks(file.audio, start, end), status, headers)
 
 
-def file_name(view: JobView) -> str:
-    return f"generated_music_{int(view.completed_at or time.time())}.{view.audio_format}"
+def file_name(view: JobView, index: int | None = None) -> str:
+    """What a song is called where it is downloaded; with its number among several."""
+    number = "" if index is None else f"_{index}"
+    return f"generated_music_{int(view.completed_at or time.time())}{number}.{view.audio_format}"

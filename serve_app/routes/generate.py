@@ -4,9 +4,10 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from deployments.messages import AudioFile, JobView
+from serve_app.batches import batch_response
 from serve_app.intake import Intake, submit, submit_and_wait
-from serve_app.openapi import ACCEPTED, AUDIO, GENERATED, PROBLEMS, takes
-from serve_app.responses import accepted_response, audio_response, result_json, wants_audio
+from serve_app.openapi import ACCEPTED, GENERATED, PROBLEMS, SONGS, takes
+from serve_app.responses import Kind, accepted_response, audio_response, result_json, wanted
 
 router = APIRouter(tags=["Generate"])
 
@@ -20,12 +21,15 @@ def prefers_async(request: Request) -> bool:
     return any(one.partition(";")[0].strip() == "respond-async" for one in preferences)
 
 
-async def answer_with_audio(request: Request, intake: Intake) -> Response:
-    """Make a song and answer it; 202 when it takes longer than a synchronous route waits."""
-    answer = await submit_and_wait(request, intake, wants_audio=True)
+async def answer_with_audio(request: Request, intake: Intake, kind: Kind | None = None) -> Response:
+    """Make songs and answer the first one, or all as zip or multipart; 202 when they take longer than a route waits."""
+    kind = kind or wanted(request, "audio", "zip", "multipart")
+    answer = await submit_and_wait(request, intake, wants_audio=kind == "audio")
     if isinstance(answer, AudioFile):
         return audio_response(request, answer)
-    return accepted_response(request, answer, answer.status)
+    if not answer.ended:
+        return accepted_response(request, answer, answer.status)
+    return await batch_response(request, answer.request_id, kind)
 
 
 @router.post(
@@ -38,14 +42,16 @@ async def answer_with_audio(request: Request, intake: Intake) -> Response:
 async def generate_music(request: Request) -> Response:
     """Waits for the song and answers where it was saved (`audio_path`), its id and its complete parameters.
 
-    `Accept: audio/*` is answered with the audio itself. `Prefer: respond-async` is answered at once with 202, and so
+    `Accept: audio/*` is answered with the audio itself, of the first song where there are several; `application/zip`
+    and `multipart/mixed` with all of them. `Prefer: respond-async` is answered at once with 202, and so
     is a song that takes longer than the server waits: ask `/status/{request_id}`, then fetch `/result/{request_id}`.
     A client that disconnects cancels its song.
     """
     if prefers_async(request):
         return accepted_response(request, await submit(request, KEEPS_FILE), preferred=True)
-    if wants_audio(request):
-        return await answer_with_audio(request, KEEPS_FILE)
+    kind = wanted(request, "json", "audio", "zip", "multipart")
+    if kind != "json":
+        return await answer_with_audio(request, KEEPS_FILE, kind)
     view = await submit_and_wait(request, KEEPS_FILE, wants_audio=False)
     assert isinstance(view, JobView)
     if not view.ended:
@@ -57,11 +63,14 @@ async def generate_music(request: Request) -> Response:
     "/generate_music_direct",
     summary="Make a song and receive the audio",
     response_model=None,
-    responses={200: AUDIO, 202: ACCEPTED, **PROBLEMS},
+    responses={200: SONGS, 202: ACCEPTED, **PROBLEMS},
     openapi_extra=takes("GenerateRequest"),
 )
 async def generate_music_direct(request: Request) -> Response:
-    """Waits for the song and answers the audio file. The server saves no file in its output folder."""
+    """Waits for the song and answers the audio file. The server saves no file in its output folder.
+
+    Of a batch it is the first song; `Accept: application/zip` or `multipart/mixed`, or `?format=`, answers all of them.
+    """
     return await answer_with_audio(request, DIRECT)
 
 
@@ -82,7 +91,7 @@ async def generate_music_async(request: Request) -> Response:
     "/generate_music_form",
     summary="Make a song from a form and receive the audio",
     response_model=None,
-    responses={200: AUDIO, 202: ACCEPTED, **PROBLEMS},
+    responses={200: SONGS, 202: ACCEPTED, **PROBLEMS},
     openapi_extra=takes("FormRequest"),
 )
 async def generate_music_form(request: Request) -> Response:

@@ -6,9 +6,10 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from deployments.messages import JobEndedError
+from serve_app.batches import batch_response
 from serve_app.ids import known_form
-from serve_app.openapi import AUDIO, CANCELLED, JOB, PROBLEMS, QUEUE
-from serve_app.responses import audio_response, result_json, status_json, wants_json
+from serve_app.openapi import AUDIO, CANCELLED, JOB, PROBLEMS, QUEUE, RESULT_QUERY, SONGS
+from serve_app.responses import audio_response, result_json, song_index, status_json, wanted
 from serve_app.service import service_of
 
 router = APIRouter(tags=["Jobs"])
@@ -26,18 +27,23 @@ async def status(request: Request, request_id: str) -> Response:
     "/result/{request_id}",
     summary="The music of a completed job",
     response_model=None,
-    responses={200: AUDIO, 206: AUDIO, **PROBLEMS},
+    responses={200: SONGS, 206: AUDIO, **PROBLEMS},
+    openapi_extra={"parameters": RESULT_QUERY},
 )
 @router.head("/result/{request_id}", include_in_schema=False)
 async def result(request: Request, request_id: str) -> Response:
-    """The audio file; ranges are served. `Accept: application/json` or `?format=json` answers its parameters instead.
+    """The audio file; ranges are served. `?index=` says which song of a batch, 0 is the first.
 
+    `Accept: application/json` or `?format=json` answers its parameters instead, `application/zip` or `?format=zip` all
+    songs with their parameters, `multipart/mixed` or `?format=multipart` all songs as parts.
     400 with `Retry-After` while the job has not ended, 409 when it ended without music.
     """
-    service = service_of(request)
-    as_json = wants_json(request)
-    file = await service.job_manager.result(known_form(request_id), 0)
-    return JSONResponse(result_json(request, file.view)) if as_json else audio_response(request, file)
+    known, index = known_form(request_id), song_index(request)
+    kind = wanted(request, "audio", "json", "zip", "multipart")
+    if kind in ("zip", "multipart"):
+        return await batch_response(request, known, kind)
+    file = await service_of(request).job_manager.result(known, index)
+    return JSONResponse(result_json(request, file.view)) if kind == "json" else audio_response(request, file)
 
 
 @router.get("/queue/status", summary="How long the queue is", response_model=None, responses={200: QUEUE, **PROBLEMS})

@@ -4,7 +4,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from serve_app.intake import Intake, submit
-from serve_app.openapi import ACCEPTED, AUDIO, PROBLEMS, takes
+from serve_app.openapi import ACCEPTED, PROBLEMS, SONGS, takes
 from serve_app.responses import accepted_response
 from serve_app.routes.generate import answer_with_audio
 
@@ -53,7 +53,7 @@ for path, how in (
     "/generate_music_with_audio_direct_mp3",
     summary="Make an MP3 from your audio and receive it",
     response_model=None,
-    responses={200: AUDIO, 202: ACCEPTED, **PROBLEMS},
+    responses={200: SONGS, 202: ACCEPTED, **PROBLEMS},
     openapi_extra=takes("UploadRequest"),
 )
 async def generate_music_with_audio_direct_mp3(request: Request) -> Response:
