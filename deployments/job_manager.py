@@ -5,7 +5,6 @@ import contextvars
 import dataclasses
 import logging
 import time
-import uuid
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -13,6 +12,7 @@ from typing import Any, TypeVar
 from ray.serve.handle import DeploymentHandle
 
 from acestep_engine.params import Progress
+from deployments.admission import Admission
 from deployments.failures import CANCELLED, EXPIRED
 from deployments.fleet import Fleet
 from deployments.live_jobs import LiveJob
@@ -25,13 +25,11 @@ from deployments.messages import (
     JobNotEndedError,
     JobNotFoundError,
     JobView,
-    QueueFullError,
     QueueStatus,
     ReplicaState,
     ServiceError,
     ServiceStatus,
     SongNotFoundError,
-    Source,
     SourceGoneError,
     SourceSong,
     StorageError,
@@ -95,14 +93,25 @@ class JobManager:
         )
         self._jobs: dict[str, LiveJob] = {}  # all that have not ended
         self._waiting = WaitingJobs(config.max_in_flight_per_size)  # those with songs that nobody makes yet
-        self._arriving: set[str] = set()  # submissions that are being written
+        self._admission = Admission(
+            self._store,
+            self._files,
+            config.queue_size,
+            waiting=lambda: len(self._waiting),
+            wait_s=lambda: self._runner.pace.wait_s(1),
+            find_live=self._jobs.get,
+            take_up=self._take_up,
+        )
         self._model_changes = 0  # that are under way: no job starts meanwhile
         self._tasks: set[asyncio.Task[Any]] = set()
         await self._recover()
         self._spawn(self._clean_up())
 
     async def submit(self, submission: Submission) -> JobView:
-        """Accept a job; it is on the disk when this returns. Raises QueueFullError, SourceGoneError, StorageError."""
+        """Accept a job; it is on the disk when this returns. With the key of an earlier call, answers that call's job.
+
+        Raises KeyConflictError, QueueFullError, SourceGoneError, StorageError.
+        """
         return self._view(await self._accept(submission))
 
     async def submit_and_wait(
@@ -240,44 +249,8 @@ class JobManager:
         self._lock.release()
 
     async def _accept(self, submission: Submission) -> LiveJob:
-        """Raises QueueFullError, SourceGoneError, StorageError."""
-        waiting = len(self._waiting) + len(self._arriving)
-        if waiting >= self._config.queue_size:
-            raise QueueFullError(waiting, self._config.queue_size, self._runner.pace.wait_s(1))
-        request_id = submission.request_id
-        if request_id in self._jobs or request_id in self._arriving:
-            request_id = uuid.uuid4().hex
-        row = JobRow(
-            request_id=request_id,
-            status="pending",
-            created_at=time.time(),
-            songs=submission.songs,
-            audio_format=submission.audio_format,
-            request_json=submission.request_json,
-            save_file=submission.save_file,
-            priority=submission.priority,
-        )
-        self._arriving.add(request_id)
-        return await self._to_its_end(self._keep(row, submission.source))
-
-    async def _keep(self, row: JobRow, source: Source | None) -> LiveJob:
-        asked_id = row.request_id
-        try:
-            if source is not None:
-                row = dataclasses.replace(row, source=await self._keep_source(source))
-            while not await self._store.add(row):  # one that has ended has this id
-                row = dataclasses.replace(row, request_id=uuid.uuid4().hex)
-            job = self._enqueue(row)
-        finally:
-            self._arriving.remove(asked_id)
-        self._start_jobs()
-        return job
-
-    async def _keep_source(self, source: Source) -> str:
-        try:
-            return await asyncio.to_thread(self._files.keep_source, source)
-        except OSError as error:
-            raise StorageError(f"the uploaded audio cannot be kept: {error.strerror}") from error
+        """Raises KeyConflictError, QueueFullError, SourceGoneError, StorageError."""
+        return await self._to_its_end(self._admission.accept(submission))
 
     async def _recover(self) -> None:
         await self._fleet.restore()
@@ -287,6 +260,11 @@ class JobManager:
         if rows:
             logger.info("%d jobs of an earlier run wait again", len(rows))
         self._start_jobs()
+
+    def _take_up(self, row: JobRow) -> LiveJob:
+        job = self._jobs.get(row.request_id) or self._enqueue(row)
+        self._start_jobs()
+        return job
 
     def _enqueue(self, row: JobRow) -> LiveJob:
         job = self._jobs[row.request_id] = LiveJob(row)

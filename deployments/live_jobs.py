@@ -40,6 +40,8 @@ class LiveJob:
         self.songs = [LiveSong(index, params, row.attempts) for index, params in enumerate(row.songs)]
         self.failure: Failure | None = None  # of one of its songs, which ends the others
         self.ended = asyncio.Event()
+        if row.ended:
+            self.ended.set()
         self.running = False  # somebody sees to it that its songs are made
         self.places = 0  # songs that may run and have not given back their place
         self._places = asyncio.Semaphore(0)

@@ -3,6 +3,7 @@
 Bytes travel as one-dimensional uint8 arrays: numpy crosses Ray's object store without a copy, `bytes` does not.
 """
 
+import uuid
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeGuard
 
@@ -62,6 +63,7 @@ class Submission:
     `request_id` is the id that the job gets, unless another job has it already: a client may name the same one twice.
     `songs` are one or more, which differ in their seeds only.
     `request_json` is the request as a client would POST it again for the same music: seeds and duration are filled in.
+    `key` is equal for submissions that are to make one job, however often they are sent; `request_digest` then too.
     """
 
     request_id: str
@@ -71,6 +73,8 @@ class Submission:
     source: Source | None = None
     save_file: bool = False  # also write its songs under ACE_OUTPUT_DIR
     priority: int = 5  # 0 to 9, the most urgent
+    key: str = field(default_factory=lambda: uuid.uuid4().hex)
+    request_digest: str = ""
 
 
 RETAKE_SEED_TASKS: tuple[Task, ...] = ("retake", "repaint", "extend", "edit")  # they draw from `retake_seed` as well
@@ -208,6 +212,7 @@ class ServiceError(Exception):
     ├── JobEndedError         it cannot be cancelled any more
     ├── SourceGoneError       what a song was to begin from is unknown or no longer kept
     ├── QueueFullError
+    ├── KeyConflictError      its key belongs to a job that was asked for in other words
     ├── ModelUnavailableError the asked model is not configured or cannot be loaded
     └── StorageError          the job store or its disk cannot be written just now; nothing was accepted
     """
@@ -249,6 +254,12 @@ class QueueFullError(ServiceError):
     def __init__(self, waiting: int, limit: int, retry_after_s: float) -> None:
         super().__init__(waiting, limit, retry_after_s)
         self.waiting, self.limit, self.retry_after_s = waiting, limit, retry_after_s
+
+
+class KeyConflictError(ServiceError):
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key
 
 
 class ModelUnavailableError(ServiceError): ...

@@ -35,6 +35,8 @@ class JobRow:
     songs: tuple[GenerationParams, ...]
     audio_format: AudioFormat
     request_json: dict[str, Any]
+    key: str  # no two jobs have the same
+    request_digest: str = ""  # of what was asked for
     save_file: bool = False
     priority: int = 5  # 0 to 9, the most urgent
     source: str | None = None  # the file that its songs begin from, as `JobFiles` names it
@@ -71,10 +73,13 @@ class JobStore(Protocol):
     """Every method raises StorageError when the store cannot be read or written just now."""
 
     async def add(self, row: JobRow) -> bool:
-        """Keep a new pending job. It is durable when this returns. False if another job has its id."""
+        """Keep a new pending job. It is durable when this returns. False if another job has its id or its key."""
 
     async def get(self, request_id: str) -> JobRow | None:
         """The row, or None."""
+
+    async def find_key(self, key: str) -> JobRow | None:
+        """The row that has this key, or None."""
 
     async def set_attempts(self, request_id: str, attempts: int) -> bool:
         """Remember how often the songs of a job were tried. False if it has ended."""

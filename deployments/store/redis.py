@@ -58,6 +58,7 @@ local id, fields = ARGV[3], cjson.decode(ARGV[4])
 if redis.call('EXISTS', job(id)) == 1 then  -- 1 for the same call again, which did not hear its first answer
   return answer(redis.call('HGET', job(id), '_added_by') == ARGV[5] and 1 or 0)
 end
+if redis.call('HSETNX', prefix .. ':keys', fields['key'], id) == 0 then return answer(0) end
 redis.call('HSET', job(id), '_added_by', ARGV[5])
 for name, text in pairs(fields) do redis.call('HSET', job(id), name, text) end
 count(fields['status'], 1)
@@ -116,6 +117,7 @@ REMOVE = (
 local ids = redis.call('ZRANGEBYSCORE', prefix .. ':ended', '-inf', '(' .. ARGV[3])
 for _, id in ipairs(ids) do
   count(redis.call('HGET', job(id), 'status'), -1)
+  redis.call('HDEL', prefix .. ':keys', redis.call('HGET', job(id), 'key'))
   redis.call('DEL', job(id))
   redis.call('ZREM', prefix .. ':ended', id)
   redis.call('ZREM', prefix .. ':completed', id)
@@ -187,6 +189,10 @@ class RedisStore:
 
     async def get(self, request_id: str) -> JobRow | None:
         return (await self._rows([request_id]))[0]
+
+    async def find_key(self, key: str) -> JobRow | None:
+        found = await self._read(lambda: self._redis.hget(f"{PREFIX}:keys", to_json(key)))
+        return None if found is None else await self.get(found)
 
     async def set_attempts(self, request_id: str, attempts: int) -> bool:
         return bool(await self._change(CHANGE, request_id, _fields(attempts=attempts)))

@@ -24,6 +24,8 @@ CREATE TABLE jobs (
     songs TEXT NOT NULL,
     audio_format TEXT NOT NULL,
     request_json TEXT NOT NULL,
+    key TEXT NOT NULL UNIQUE,
+    request_digest TEXT NOT NULL,
     save_file INTEGER NOT NULL,
     priority INTEGER NOT NULL,
     source TEXT,
@@ -70,13 +72,19 @@ class SqliteStore:
     async def add(self, row: JobRow) -> bool:
         marks = ", ".join("?" * len(COLUMNS))
         return await self._change(
-            f"INSERT INTO jobs ({', '.join(COLUMNS)}) VALUES ({marks}) ON CONFLICT (request_id) DO NOTHING",
+            f"INSERT INTO jobs ({', '.join(COLUMNS)}) VALUES ({marks}) ON CONFLICT DO NOTHING",
             _to_columns(row),
         )
 
     async def get(self, request_id: str) -> JobRow | None:
+        return await self._one("request_id = ?", request_id)
+
+    async def find_key(self, key: str) -> JobRow | None:
+        return await self._one("key = ?", key)
+
+    async def _one(self, condition: str, value: str) -> JobRow | None:
         def read(db: sqlite3.Connection) -> JobRow | None:
-            row = db.execute(_select("request_id = ?"), (request_id,)).fetchone()
+            row = db.execute(_select(condition), (value,)).fetchone()
             return None if row is None else _from_columns(row)
 
         return await self._run(read)

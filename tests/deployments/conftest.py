@@ -18,7 +18,15 @@ OpenStore = Callable[[], Awaitable[JobStore]]
 def make_row(request_id: str, **changes: object) -> JobRow:
     params = GenerationParams("piano", "[verse]\nla 🎹 ﷽", 10.0, 2**64 - 1, oss_steps=(1, 5), vocal_language="de")
     params = dataclasses.replace(params, adapter=Adapter("rap", "ab" * 32, "/srv/loras/rap", -0.5))
-    row = JobRow(request_id, "pending", 1_000.0, (params,), "flac", {"prompt": "piano", "manual_seeds": [2**64 - 1]})
+    row = JobRow(
+        request_id,
+        "pending",
+        1_000.0,
+        (params,),
+        "flac",
+        {"prompt": "piano", "manual_seeds": [2**64 - 1]},
+        f"key of {request_id}",
+    )
     return dataclasses.replace(row, **changes)  # type: ignore[arg-type]
 
 

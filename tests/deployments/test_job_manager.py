@@ -27,6 +27,8 @@ from deployments.messages import (
     JobFailedError,
     JobNotEndedError,
     JobView,
+    KeyConflictError,
+    QueueFullError,
     Rendered,
     RenderJob,
     ReplicaState,
@@ -246,6 +248,38 @@ async def test_the_more_urgent_start_first_and_know_how_long_they_wait(house: Ho
     ends = [await house.end_of(name) for name in (urgent, late)]
     assert (ends[0].completed_at or 0.0) <= (ends[1].started_at or 0.0)
     assert house.generator.started[1:] == [urgent, late]
+
+
+async def test_the_same_key_makes_one_job_however_often_and_whenever_it_comes(house: House) -> None:
+    asked = {"key": "order 7", "request_digest": "d"}
+    first = await asyncio.gather(*(house.submit(**asked) for _ in range(10)))
+    assert len(set(first)) == 1
+    await house.end_of(first[0])
+    assert await house.submit(**asked) == first[0]
+    await house.close()
+    await house.open()
+    assert await house.submit(**asked) == first[0]
+    assert house.generator.started == first[:1]
+    with pytest.raises(KeyConflictError):
+        await house.submit(key="order 7", request_digest="other words")
+
+
+async def test_a_known_key_is_answered_even_by_a_full_queue(house: House) -> None:
+    house.generator.script = sing_for_ever
+    await house.until_running(await house.submit())
+    waiting = [await house.submit(key=str(number)) for number in range(5)]
+    with pytest.raises(QueueFullError):
+        await house.submit()
+    assert await house.submit(key="3") == waiting[3]
+
+
+async def test_who_waits_with_a_known_key_gets_the_audio_that_is_there(house: House) -> None:
+    asked = submission(key="order 8")
+    for _ in range(2):
+        answers = [answer async for answer in house.manager.submit_and_wait(asked, 10, wants_audio=True)]
+        assert isinstance(answers[-1], AudioFile)
+        assert answers[-1].audio.tobytes() == SONG.audio.tobytes()
+    assert len(house.generator.started) == 1
 
 
 async def test_priorities_outlive_the_job_manager(house: House) -> None:

@@ -39,6 +39,18 @@ async def test_an_id_is_taken_once_even_by_a_job_that_has_ended(store: JobStore)
     assert await store.add(make_row("b"))
 
 
+async def test_a_key_is_taken_once_and_finds_its_job_until_that_is_forgotten(store: JobStore) -> None:
+    first = make_row("a", key="mine")
+    assert await store.add(first)
+    assert not await store.add(make_row("b", key="mine"))
+    assert await store.find_key("mine") == first
+    assert await store.find_key("yours") is None
+    await store.finish("a", COMPLETED)
+    await store.remove_ended(9_999.0)
+    assert await store.find_key("mine") is None
+    assert await store.add(make_row("b", key="mine"))
+
+
 async def test_a_completed_job_keeps_its_result_and_when_it_ran(store: JobStore) -> None:
     await store.add(make_row("a"))
     assert await store.finish("a", COMPLETED, started_at=1_500.0)
