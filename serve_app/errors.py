@@ -24,6 +24,7 @@ from deployments.messages import (
     JobNotEndedError,
     JobNotFoundError,
     JobView,
+    KeyConflictError,
     ModelUnavailableError,
     QueueFullError,
     ServiceError,
@@ -87,6 +88,7 @@ TABLE: Mapping[type[Exception], tuple[int, str]] = {
     JobFailedError: (409, "job_failed"),
     JobEndedError: (409, "job_ended"),
     QueueFullError: (429, "queue_full"),
+    KeyConflictError: (422, "idempotency_key_reused"),
     ModelUnavailableError: (503, "model_unavailable"),
     StorageError: (503, "storage_unavailable"),
     ServiceError: (500, "internal_error"),
@@ -110,6 +112,7 @@ JOB_ERROR_STATUS: Mapping[str, int] = {
 FIXED_DETAILS: Mapping[str, str] = {
     "job_not_found": "there is no job with this id: it is unknown, malformed or long past",
     "source_gone": "what the song was to begin from is unknown or no longer kept",
+    "idempotency_key_reused": "this Idempotency-Key belongs to a job that was asked for in other words: send a new key",
     "internal_error": "something failed inside the service; its log has the details under this request_id",
     "generation_failed": "the music could not be generated; the service's log has the details under this request_id",
     "service_unavailable": "the service is starting or restarting; ask again in a moment",

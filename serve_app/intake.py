@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import uuid
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 
@@ -12,10 +13,11 @@ from deployments.messages import AudioFile, JobEndedError, JobView, ServiceError
 from serve_app.bodies import Body, read_body
 from serve_app.errors import BackendError, BackendUnavailableError, job_problem, request_id_of
 from serve_app.fields import invalid
+from serve_app.idempotency import digest_of, key_of
 from serve_app.resolve import RouteRules, resolve
 from serve_app.schemas import GenerateRequest, parse_generate
 from serve_app.service import Service, service_of
-from serve_app.sources import AUDIO_BASE64, AUDIO_FILE, find_source
+from serve_app.sources import AUDIO_BASE64, AUDIO_FILE, find_source, source_name
 from serve_app.uploads import MIB
 
 logger = logging.getLogger("ray.serve.acestep")  # Ray Serve's handlers write it
@@ -47,6 +49,7 @@ async def read_submission(request: Request, intake: Intake) -> Submission:
     """Read, validate and decide everything about a request. Nothing is accepted yet."""
     service = service_of(request)
     limits = service.settings.limits
+    key = key_of(request)
     limit_bytes = (limits.json_mb + max(limits.upload_mb, limits.base64_mb)) * MIB
     body = await read_body(request, limit_bytes, limits.body_timeout_s, frozenset((AUDIO_FILE,)))
     asked = _request_of(body, intake)
@@ -62,6 +65,8 @@ async def read_submission(request: Request, intake: Intake) -> Submission:
         source=found.source if found is not None and needs_source else None,
         save_file=intake.save_file,
         priority=asked.priority,
+        key=key or uuid.uuid4().hex,
+        request_digest="" if key is None else digest_of(request, asked, source_name(found)),
     )
 
 
@@ -75,8 +80,8 @@ async def submit(request: Request, intake: Intake) -> JobView:
 async def submit_and_wait(request: Request, intake: Intake, *, wants_audio: bool) -> JobView | AudioFile:
     """Accept a job and wait for its end, or for `sync_wait_s`. It is cancelled if the client leaves before.
 
-    With `wants_audio`, a job that completed is answered as its AudioFile. Raises HttpProblem where the job ended
-    without music.
+    One with an Idempotency-Key is not: its client may come back. With `wants_audio`, a job that completed is answered
+    as its AudioFile. Raises HttpProblem where the job ended without music.
     """
     service = service_of(request)
     submission = await read_submission(request, intake)
@@ -86,7 +91,8 @@ async def submit_and_wait(request: Request, intake: Intake, *, wants_audio: bool
         accepted = await asyncio.shield(accepting)
         last = await asyncio.shield(service.spawn(_last(accepted, answers)))
     except asyncio.CancelledError:
-        service.spawn(_abandon(service, accepting))
+        if key_of(request) is None:
+            service.spawn(_abandon(service, accepting))
         raise
     view = last.view if isinstance(last, AudioFile) else last
     if view.status == "failed":

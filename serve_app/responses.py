@@ -117,9 +117,7 @@ def wanted(request: Request, usual: Kind, *others: Kind) -> Kind:
     if asked is not None:
         if asked not in offered:
             problem = f"format: '{printable(asked)}' is not one of {', '.join(offered)}"
-            raise HttpProblem(
-                422, "invalid_request", f"{problem}; that of the audio is a field of the body"
-            )
+            raise HttpProblem(422, "invalid_request", f"{problem}; that of the audio is a field of the body")
         return next(kind for kind in offered if kind == asked)
     ranges = _media_ranges(request.headers.get("accept", "*/*"))
     qualities = {kind: _quality(ranges, kind) for kind in offered}

@@ -18,6 +18,7 @@ from deployments.messages import (
     SongNotFoundError,
     Source,
     SourceGoneError,
+    Upload,
 )
 from serve_app.bodies import Body
 from serve_app.errors import RETRY_SOON_S, HttpProblem, job_error
@@ -52,6 +53,16 @@ class FoundSource:
     @property
     def duration_s(self) -> float:
         return min(MAX_DURATION_S, self.frames / LATENT_RATE_HZ)
+
+
+def source_name(found: FoundSource | None) -> str | None:
+    """What tells one source from another."""
+    match found.source if found is not None else None:
+        case Upload(digest=digest):
+            return digest
+        case EarlierSong(request_id=request_id, index=index):
+            return f"{request_id}/{index}"
+    return None
 
 
 async def find_source(service: Service, body: Body, asked: GenerateRequest) -> FoundSource | None:

@@ -20,6 +20,7 @@ from deployments.messages import (
     JobNotEndedError,
     JobNotFoundError,
     JobView,
+    KeyConflictError,
     ModelUnavailableError,
     QueueFullError,
     QueueStatus,
@@ -111,6 +112,11 @@ class MemoryJobs:
     async def submit(self, submission: Submission) -> JobView:
         if not self.reachable:
             raise BackendUnavailableError("down")
+        for known in self.submissions.values():
+            if known.key == submission.key:
+                if known.request_digest != submission.request_digest:
+                    raise KeyConflictError(submission.key)
+                return self.views[known.request_id]
         waiting = sum(view.status == "pending" for view in self.views.values())
         if waiting >= self.queue_limit:
             raise QueueFullError(waiting, self.queue_limit, 3.2)
