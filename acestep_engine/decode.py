@@ -8,16 +8,24 @@ import torch
 from torch import Tensor
 
 from acestep_engine.decode_overlapped import overlapped_units
-from acestep_engine.decode_units import AUDIO_SHARE, MelMaker, SongBuffers, Unit
+from acestep_engine.decode_units import (
+    AUDIO_SHARE,
+    MelMaker,
+    SongBuffers,
+    Unit,
+    first_and_equal_windows,
+    interleaved,
+)
 from acestep_engine.errors import LatentShapeError, NumericalError
 from acestep_engine.model.autoencoder import LATENT_CHANNELS, LATENT_HEIGHT, SAMPLES_PER_LATENT, MusicAutoencoder
-from acestep_engine.model.windows import equal_windows
 from acestep_engine.params import MEL_FRAMES_PER_LATENT, MODEL_SAMPLE_RATE_HZ, OUTPUT_SAMPLE_RATE_HZ
 
 OVERLAPPED_OVER_S = 48.0  # the published pipeline decodes shorter songs in one piece even when asked to overlap
 
-# In latent frames: a song of up to 20 s is vocoded in one window, a longer one in windows of up to 10 s.
-SHORT_SONG = 216
+# In latent frames. The first window of audio is of 1.5 s, so that it can be heard soon, the others are of up to 10 s. A
+# song of up to 3 s is one window.
+FIRST_WINDOW = 16
+SHORT_SONG = 32
 AUDIO_WINDOW = 108
 
 
@@ -26,7 +34,8 @@ class Decoding:
 
     A window bounds the work, and with it the memory, whatever the song's length; between windows the device is free for
     others. Not overlapped, the audio is that of the whole song decoded in one piece, to rounding: what attends to the
-    whole song runs over it step by step, and all else convolves, in windows with as much context as it can see.
+    whole song runs over it step by step, and all else convolves, in windows with as much context as it can see. Audio
+    comes in order, the first of it early.
 
     Raises LatentShapeError for latents of another shape or T = 0, NumericalError if they are not all finite.
     """
@@ -41,9 +50,10 @@ class Decoding:
     ) -> None:
         check_latents(latents)
         plan = overlapped_units if overlapped else whole_units
-        self._song, units = plan(autoencoder, latents, sample_rate_hz)
+        song, units = plan(autoencoder, latents, sample_rate_hz)
         self._units = deque(units)
         self.windows = len(self._units)
+        self.samples = song.samples  # of the whole song
 
     @property
     def windows_done(self) -> int:
@@ -60,25 +70,17 @@ class Decoding:
         return sum(unit.frames for unit in self._units)
 
     @torch.inference_mode()
-    def advance(self) -> None:
+    def advance(self) -> Tensor | None:
         """Run the next window, of which there must be one. On a GPU it is queued, and nothing waits for it.
 
-        If it raises, for want of memory say, nothing has changed, and it may be tried again.
+        The answer is the next audio (2, n), if the window completes any, on the autoencoder's device, float32, for
+        `check_finite` to judge. All answers joined are the song of `samples`. If it raises, for want of memory say,
+        nothing has changed, and it may be tried again.
         """
         assert self._units, "the song is decoded"
-        self._units[0].run()
+        audio = self._units[0].run()
         self._units.popleft()
-
-    @property
-    def audio(self) -> Tensor:
-        """The decoded song (2, N) on the autoencoder's device, float32, once all windows are done.
-
-        Raises NumericalError if it is not all finite.
-        """
-        assert not self._units, f"{self.windows_done} of {self.windows} windows are done"
-        if not self._song.finite:
-            raise NumericalError("the decoder answered NaN or infinity")
-        return self._song.audio
+        return audio
 
 
 def decode_latents(
@@ -95,9 +97,16 @@ def decode_latents(
     Raises LatentShapeError for another shape or T = 0, NumericalError if latents or audio are not all finite.
     """
     decoding = Decoding(autoencoder, latents, overlapped=overlapped, sample_rate_hz=sample_rate_hz)
-    while decoding.windows_done < decoding.windows:
-        decoding.advance()
-    return decoding.audio
+    parts = [decoding.advance() for _ in range(decoding.windows)]
+    audio = torch.cat([part for part in parts if part is not None], dim=-1)
+    check_finite(audio)
+    return audio
+
+
+def check_finite(audio: Tensor) -> None:
+    """Raise NumericalError unless decoded audio is finite."""
+    if not audio.isfinite().all():
+        raise NumericalError("the decoder answered NaN or infinity")
 
 
 def check_latents(latents: Tensor) -> None:
@@ -120,16 +129,23 @@ def whole_units(
 
 
 def _units(autoencoder: MusicAutoencoder, latents: Tensor, song: SongBuffers) -> Iterator[Unit]:
-    yield from MelMaker(autoencoder, latents, 0, song.frames, song).units()
-    longest = SHORT_SONG if song.frames <= SHORT_SONG else AUDIO_WINDOW
+    mel = MelMaker(autoencoder, latents, 0, song.frames, song)
+    audio = list(_audio_units(autoencoder, song))
+    first_heard, _ = audio[0]
+    return interleaved(mel.units(first_heard), audio)
+
+
+def _audio_units(autoencoder: MusicAutoencoder, song: SongBuffers) -> Iterator[tuple[int, Unit]]:
+    """Each with the latent frame up to which it hears."""
     done = 0
-    for start, stop in equal_windows(0, song.frames, longest):
+    first_stop = song.frames if song.frames <= SHORT_SONG else FIRST_WINDOW
+    for start, stop in first_and_equal_windows(0, first_stop, song.frames, AUDIO_WINDOW):
         run = partial(_vocode, autoencoder, song, start, stop, done - start)
-        yield Unit.of_share(run, AUDIO_SHARE, stop - start)
+        yield autoencoder.heard_up_to(start, stop, song.frames), Unit.of_share(run, AUDIO_SHARE, stop - start)
         done = stop
 
 
-def _vocode(autoencoder: MusicAutoencoder, song: SongBuffers, start: int, stop: int, known: int) -> None:
-    """Append the audio of latent frames [start, stop), the first `known` of which were in the window before."""
+def _vocode(autoencoder: MusicAutoencoder, song: SongBuffers, start: int, stop: int, known: int) -> Tensor:
+    """The audio of latent frames [start, stop), but of the first `known`, which were in the window before."""
     audio = autoencoder.mel_to_audio(song.mel, start * MEL_FRAMES_PER_LATENT, stop * MEL_FRAMES_PER_LATENT)
-    song.append(audio[:, known * SAMPLES_PER_LATENT :], last=stop == song.frames)
+    return song.resample(audio[:, known * SAMPLES_PER_LATENT :], last=stop == song.frames)

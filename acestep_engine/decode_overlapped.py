@@ -6,12 +6,13 @@ It differs slightly from the whole song's decoding, because the autoencoder atte
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from math import ceil
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from acestep_engine.decode_units import AUDIO_SHARE, MelMaker, SongBuffers, Unit
+from acestep_engine.decode_units import AUDIO_SHARE, MelMaker, SongBuffers, Unit, interleaved
 from acestep_engine.model.autoencoder import SAMPLES_PER_LATENT, MusicAutoencoder
 from acestep_engine.params import MEL_FRAMES_PER_LATENT, MEL_HOP_SAMPLES, MODEL_SAMPLE_RATE_HZ
 
@@ -46,15 +47,25 @@ def overlapped_units(
 
 
 def _units(autoencoder: MusicAutoencoder, latents: Tensor, song: SongBuffers) -> Iterator[Unit]:
+    return interleaved(_mel_units(autoencoder, latents, song), _audio_units(autoencoder, song))
+
+
+def _mel_units(autoencoder: MusicAutoencoder, latents: Tensor, song: SongBuffers) -> Iterator[tuple[Unit, int]]:
     for window in latent_windows(song.frames):
         part = latents[..., window.start : window.stop]
         kept = window.keep_start - window.start, window.keep_stop - window.start
-        yield from MelMaker(autoencoder, part, *kept, song, window.start).units()
+        first_stop = MEL_WINDOW // MEL_FRAMES_PER_LATENT if window.start == 0 else kept[1]
+        yield from MelMaker(autoencoder, part, *kept, song, window.start).units(first_stop)
+
+
+def _audio_units(autoencoder: MusicAutoencoder, song: SongBuffers) -> Iterator[tuple[int, Unit]]:
+    """Each with the latent frame up to which it hears."""
     vocoding = OverlappedVocoding(autoencoder, song)
     starts = range(0, song.frames * MEL_FRAMES_PER_LATENT, MEL_HOP)
     for start in starts:
         run = partial(vocoding.run, start, last=start == starts[-1])
-        yield Unit.of_share(run, AUDIO_SHARE, MEL_WINDOW // MEL_FRAMES_PER_LATENT)
+        heard = min(ceil((start + MEL_WINDOW) / MEL_FRAMES_PER_LATENT), song.frames)
+        yield heard, Unit.of_share(run, AUDIO_SHARE, MEL_WINDOW // MEL_FRAMES_PER_LATENT)
 
 
 def latent_windows(frames: int) -> Iterator[LatentWindow]:
@@ -82,8 +93,8 @@ class OverlappedVocoding:
         self._song = song
         self._tail: Tensor | None = None  # (2, 128) of the last window, to be faded into the next
 
-    def run(self, start: int, *, last: bool) -> None:
-        """The window of the mel from frame `start` on."""
+    def run(self, start: int, *, last: bool) -> Tensor:
+        """The audio (2, n) that the window of the mel from frame `start` on completes."""
         mel = self._song.mel[..., start : start + MEL_WINDOW]
         audio = self._autoencoder.mel_to_audio(F.pad(mel, (0, MEL_WINDOW - mel.shape[-1])))
         if self._tail is None:
@@ -93,5 +104,6 @@ class OverlappedVocoding:
             audio = audio[:, AUDIO_OVERLAP - CROSSFADE : None if last else -AUDIO_OVERLAP]
             audio[:, :CROSSFADE] = self._tail * fade_in.flip(0) + audio[:, :CROSSFADE] * fade_in
         tail = audio[:, -CROSSFADE:].clone()
-        self._song.append(audio if last else audio[:, :-CROSSFADE], last=last)
+        resampled = self._song.resample(audio if last else audio[:, :-CROSSFADE], last=last)
         self._tail = tail
+        return resampled

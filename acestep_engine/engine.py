@@ -19,7 +19,7 @@ from acestep_engine.batch import Batch, Share
 from acestep_engine.calibrate import Calibration, compiling_pays, measure_decoding, measure_forwards
 from acestep_engine.checkpoint import TRANSFORMER, check_folder
 from acestep_engine.context import ContextBuilder
-from acestep_engine.decode import OVERLAPPED_OVER_S, Decoding, check_latents
+from acestep_engine.decode import OVERLAPPED_OVER_S, Decoding, check_finite, check_latents
 from acestep_engine.devices import Pacer, free_memory, pick_device, pick_dtype
 from acestep_engine.errors import Cancelled, EngineError, ParameterError
 from acestep_engine.model.autoencoder import MusicAutoencoder
@@ -36,7 +36,7 @@ from acestep_engine.params import (
     Timings,
     latent_frames,
 )
-from acestep_engine.requests import Event, Failed, Finished, Inputs, Latents, Moved, Song
+from acestep_engine.requests import Decoded, Event, Failed, Finished, Inputs, Latents, Moved, Song, songs_of
 from acestep_engine.schedule import Demand, Scheduler
 from acestep_engine.tasks.state import TaskState
 
@@ -59,6 +59,7 @@ class _Request:
     decoding: Decoding | None = None
     began_at: float = 0.0
     denoised_at: float = 0.0
+    heard_at: float = 0.0  # when its first audio was there
     out_of_memory: int = 0  # times in a row that it did not fit, alone
 
     def shares(self) -> list[Share]:
@@ -192,15 +193,17 @@ class Engine:
             raise ValueError(f"there are {len(self._requests)} requests in the engine already")
         if params.active_adapter is not None:
             self.adapters.fetch(params.active_adapter)
+        told: list[Event] = []
         self.add("", params, inputs)
         try:
             while not cancelled():
                 for event in self.step():
+                    told.append(event)
                     match event:
                         case Moved(progress=progress):
                             on_progress(progress)
-                        case Finished(song=song):
-                            return song
+                        case Finished():
+                            return songs_of(told)[""]
                         case Failed(error=error):
                             raise error
             raise Cancelled
@@ -329,24 +332,25 @@ class Engine:
             return [Failed(request.request_id, error.with_traceback(None))]
         request.contexts = ()  # their keys and values are not needed any more
         self.batch.forget_packings()
-        return [Moved(request.request_id, Progress("decoding"))]
+        return [Moved(request.request_id, _decoding(request.decoding))]
 
     def _decode(self, request: _Request) -> list[Event]:
         decoding, task = request.decoding, request.task
         assert decoding is not None
         assert task is not None
         with self._residency.use(self.autoencoder):
-            decoding.advance()
-        if decoding.windows_done < decoding.windows:
-            return []
-        del self._requests[request.request_id]
-        try:
-            latents, audio = task.latents.float().cpu().numpy(), decoding.audio.cpu().numpy()
+            audio = decoding.advance()
+        events: list[Event] = [Moved(request.request_id, _decoding(decoding))]
+        try:  # past this window, which cannot be tried again
+            if audio is not None:
+                events.append(_heard(request, audio.cpu(), decoding.samples))
+            if decoding.windows_done == decoding.windows:
+                events.append(_finished(request, task.latents))
+                del self._requests[request.request_id]
         except (EngineError, torch.OutOfMemoryError) as error:
+            self.abort(request.request_id)
             return [Failed(request.request_id, error.with_traceback(None))]
-        finished_at = time.perf_counter()
-        timings = Timings(request.denoised_at - request.began_at, finished_at - request.denoised_at)
-        return [Finished(request.request_id, Song(latents, audio, timings))]
+        return events
 
     def _recover(self, requests: Sequence[_Request], failure: RuntimeError, cost: int) -> list[Event]:
         """After a unit that failed and changed nothing: have it done in smaller parts, or give up the one it was of."""
@@ -403,3 +407,25 @@ def _known_latents(source: Latents | None) -> Tensor | None:
 def _diffusion(request: _Request) -> Progress:
     assert request.task is not None
     return Progress("diffusion", request.task.forwards_done, request.task.forwards)
+
+
+def _decoding(decoding: Decoding) -> Progress:
+    return Progress("decoding", decoding.windows_done, decoding.windows)
+
+
+def _heard(request: _Request, audio: Tensor, song_samples: int) -> Decoded:
+    """Raises NumericalError."""
+    check_finite(audio)
+    request.heard_at = request.heard_at or time.perf_counter()
+    return Decoded(request.request_id, audio.numpy(), song_samples)
+
+
+def _finished(request: _Request, latents: Tensor) -> Finished:
+    on_host = latents.float().cpu().numpy()
+    finished_at = time.perf_counter()
+    timings = Timings(
+        diffusion_s=request.denoised_at - request.began_at,
+        decode_s=finished_at - request.denoised_at,
+        first_audio_s=request.heard_at - request.denoised_at,
+    )
+    return Finished(request.request_id, on_host, timings)

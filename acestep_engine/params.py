@@ -127,7 +127,7 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a running request is. `step` counts finished forward steps, from 0 to `steps`."""
+    """Where a running request is. `step` counts finished forwards, or windows of its decoding, from 0 to `steps`."""
 
     stage: Literal["encoding", "diffusion", "decoding"]
     step: int = 0
@@ -136,9 +136,10 @@ class Progress:
 
 @dataclass(frozen=True)
 class Timings:
-    """Wall seconds of the stages of one request."""
+    """Wall seconds of the stages of one request. `first_audio_s` is the part of `decode_s` before the first audio."""
 
     diffusion_s: float = 0.0
     decode_s: float = 0.0
+    first_audio_s: float = 0.0
     write_s: float = 0.0
     extra: dict[str, float] = field(default_factory=dict)

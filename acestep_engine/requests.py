@@ -1,5 +1,6 @@
 """What goes into the engine with a request, and what the engine tells of it."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ from acestep_engine.conditioning import Conditioning
 from acestep_engine.params import OUTPUT_SAMPLE_RATE_HZ, Progress, Timings
 
 Latents = npt.NDArray[np.float32]  # (8, 16, T)
+Samples = npt.NDArray[np.float32]  # (2, n) at 48 kHz
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +32,7 @@ class Song:
     """`latents` (8, 16, T) and `audio` (2, N) at 48 kHz, both float32."""
 
     latents: Latents
-    audio: npt.NDArray[np.float32]
+    audio: Samples
     timings: Timings
 
     @property
@@ -46,10 +48,22 @@ class Moved:
     progress: Progress
 
 
-@dataclass(frozen=True)
-class Finished:
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """The next stretch of a request's audio, at least one sample. All of them, joined, are its `song_samples`."""
+
     request_id: str
-    song: Song
+    samples: Samples
+    song_samples: int
+
+
+@dataclass(frozen=True, eq=False)
+class Finished:
+    """A request whose audio has all been told."""
+
+    request_id: str
+    latents: Latents
+    timings: Timings
 
 
 @dataclass(frozen=True)
@@ -60,4 +74,17 @@ class Failed:
     error: Exception
 
 
-Event = Moved | Finished | Failed
+Event = Moved | Decoded | Finished | Failed
+
+
+def songs_of(events: Iterable[Event]) -> dict[str, Song]:
+    """The songs that finished within these events, by request; all of their audio must be there."""
+    parts: dict[str, list[Samples]] = {}
+    songs = {}
+    for event in events:
+        match event:
+            case Decoded(request_id=request_id, samples=samples):
+                parts.setdefault(request_id, []).append(samples)
+            case Finished(request_id=request_id, latents=latents, timings=timings):
+                songs[request_id] = Song(latents, np.concatenate(parts.pop(request_id), axis=1), timings)
+    return songs

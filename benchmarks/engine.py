@@ -14,7 +14,7 @@ from acestep_engine.conditioning import Conditioning, EncodeRequest
 from acestep_engine.decode import decode_latents
 from acestep_engine.engine import Engine
 from acestep_engine.params import OUTPUT_SAMPLE_RATE_HZ, GenerationParams, ModelSpec
-from acestep_engine.requests import Failed, Finished, Inputs, Song
+from acestep_engine.requests import Event, Failed, Finished, Inputs, Moved, Song, songs_of
 from acestep_engine.text_encoder import TextEncoder
 from benchmarks.tables import percentile, print_table
 
@@ -117,19 +117,18 @@ def _at_once(
     """As `_one_after_the_other`, of the device's time: steps and windows of different songs alternate."""
     for number, (params, conditioning) in enumerate(zip(requests, conditionings, strict=True)):
         engine.add(str(number), params, Inputs(conditioning))
-    songs: dict[str, Song] = {}
+    told: list[Event] = []
     seconds = {"diffusion": 0.0, "decoding": 0.0}
     while engine.busy:
         started = time.perf_counter()
         events = engine.step()
-        # A step that decodes tells of no forward; one that denoises tells how far each song is.
-        stage = "diffusion" if any(not isinstance(event, Finished) for event in events) else "decoding"
-        seconds[stage] += time.perf_counter() - started
+        first = events[0]  # a step that denoises tells of the forward first
+        seconds[first.progress.stage if isinstance(first, Moved) else "decoding"] += time.perf_counter() - started
+        told += events
         for event in events:
-            if isinstance(event, Finished):
-                songs[event.request_id] = event.song
-            elif isinstance(event, Failed):
+            if isinstance(event, Failed):
                 raise event.error
+    songs = songs_of(told)
     return [songs[str(number)] for number in range(len(requests))], seconds["diffusion"], seconds["decoding"]
 
 

@@ -20,6 +20,7 @@ from acestep_engine.model.loading import load_weights
 from acestep_engine.model.mel import LogMel, MelConfig
 from acestep_engine.model.resampling import Resampler
 from acestep_engine.model.vocoder import Vocoder, VocoderConfig
+from acestep_engine.model.windows import with_halo
 from acestep_engine.params import MEL_FRAMES_PER_LATENT, MEL_HOP_SAMPLES, MODEL_SAMPLE_RATE_HZ
 
 LATENT_CHANNELS, LATENT_HEIGHT = 8, 16
@@ -109,6 +110,12 @@ class MusicAutoencoder:
         A frame becomes 512 samples. Windows together give the audio of the whole: the vocoder only convolves.
         """
         return self.vocoder(mel.to(self.device, self.dtype), start, stop).squeeze(1).float()
+
+    def heard_up_to(self, start: int, stop: int, frames: int) -> int:
+        """The latent frame up to which `mel_to_audio` hears the mel, for [start, stop) of a song of so many."""
+        window = start * MEL_FRAMES_PER_LATENT, stop * MEL_FRAMES_PER_LATENT
+        _, last = with_halo(*window, self.vocoder.halo, frames * MEL_FRAMES_PER_LATENT)
+        return -(-last // MEL_FRAMES_PER_LATENT)
 
 
 def build_dcae(config: Mapping[str, Any]) -> AutoencoderDC:

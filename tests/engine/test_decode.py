@@ -1,7 +1,6 @@
 """Decoding in windows: the audio of the whole song, whatever its length, and whoever else is decoded in between."""
 
 import random
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from acestep_engine import decode, decode_units
-from acestep_engine.decode import Decoding, decode_latents
+from acestep_engine.decode import Decoding, check_finite, decode_latents
 from acestep_engine.errors import LatentShapeError, NumericalError
 from acestep_engine.model import latent_decoder
 from acestep_engine.model.autoencoder import MEL_MAX, MEL_MIN, MusicAutoencoder, build_dcae, build_vocoder
@@ -25,7 +24,7 @@ from tests.parity import relative_error
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 WIDE = {"resblock_kernel_sizes": [3, 7], "resblock_dilation_sizes": [[1, 3], [1, 5]], "pre_conv_kernel_size": 13}
-SHORT, WINDOW = 8, 5  # latent frames, in these tests
+FIRST, SHORT, WINDOW = 2, 8, 5  # latent frames, in these tests
 
 
 @cache
@@ -39,10 +38,11 @@ def autoencoder(dtype: torch.dtype = torch.float32) -> MusicAutoencoder:
 
 @pytest.fixture
 def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    set_windows(monkeypatch, SHORT, WINDOW, WINDOW + 2, 7)
+    set_windows(monkeypatch, FIRST, SHORT, WINDOW, WINDOW + 2, 7)
 
 
-def set_windows(monkeypatch: pytest.MonkeyPatch, short: int, audio: int, mel: int, tile: int) -> None:
+def set_windows(monkeypatch: pytest.MonkeyPatch, first: int, short: int, audio: int, mel: int, tile: int) -> None:
+    monkeypatch.setattr(decode, "FIRST_WINDOW", first)
     monkeypatch.setattr(decode, "SHORT_SONG", short)
     monkeypatch.setattr(decode, "AUDIO_WINDOW", audio)
     monkeypatch.setattr(decode_units, "MEL_WINDOW", mel)
@@ -60,12 +60,14 @@ def decoded_in_one_piece(song: Tensor, sample_rate_hz: int) -> Tensor:
     return codec.resample(audio, MODEL_SAMPLE_RATE_HZ, sample_rate_hz)
 
 
-def advanced_by_turns(decodings: list[Decoding]) -> Iterator[Decoding]:
-    """Each time the one that was advanced, until all are done."""
-    while running := [decoding for decoding in decodings if decoding.windows_done < decoding.windows]:
-        for decoding in running:
-            decoding.advance()
-            yield decoding
+def advanced_by_turns(decodings: list[Decoding]) -> list[Tensor]:
+    """The audio of each, a window of each in turn until all are done."""
+    parts: list[list[Tensor]] = [[] for _ in decodings]
+    while any(decoding.windows_done < decoding.windows for decoding in decodings):
+        for decoding, heard in zip(decodings, parts, strict=True):
+            if decoding.windows_done < decoding.windows and (audio := decoding.advance()) is not None:
+                heard.append(audio)
+    return [torch.cat(heard, dim=-1) for heard in parts]
 
 
 @pytest.mark.usefixtures("small_windows")
@@ -83,10 +85,35 @@ def test_a_short_song_takes_one_window_of_each_kind_and_is_exactly_as_in_one_pie
     song = latents(30)
     decoding = Decoding(autoencoder(), song)
 
-    list(advanced_by_turns([decoding]))
+    (audio,) = advanced_by_turns([decoding])
 
     assert decoding.windows == 3  # attention, mel, audio
-    assert torch.equal(decoding.audio, decoded_in_one_piece(song, 48_000))
+    assert torch.equal(audio, decoded_in_one_piece(song, 48_000))
+
+
+@pytest.mark.parametrize("overlapped", [False, True])
+def test_the_first_audio_is_there_after_a_small_part_of_the_work(overlapped: bool) -> None:
+    decoding = Decoding(autoencoder(), latents(646), overlapped=overlapped)  # 60 s
+    whole = decoding.frames_left
+
+    while (audio := decoding.advance()) is None:
+        pass
+
+    assert decoding.frames_left > 0.8 * whole
+    assert audio.shape[-1] > 48_000
+
+
+@pytest.mark.usefixtures("small_windows")
+@pytest.mark.parametrize("overlapped", [False, True])
+def test_what_comes_first_is_the_beginning_and_all_of_it_has_the_length_that_was_said(overlapped: bool) -> None:
+    song = latents(600)
+    decoding = Decoding(autoencoder(), song, overlapped=overlapped)
+
+    parts = [audio for _ in range(decoding.windows) if (audio := decoding.advance()) is not None]
+
+    assert len(parts) > 5
+    assert torch.equal(torch.cat(parts, dim=-1), decode_latents(autoencoder(), song, overlapped=overlapped))
+    assert sum(part.shape[-1] for part in parts) == decoding.samples
 
 
 @pytest.mark.usefixtures("small_windows")
@@ -103,6 +130,7 @@ def test_the_audio_is_no_less_exact_at_the_seams() -> None:
 
 @given(
     frames=st.integers(1, 40),
+    first=st.integers(1, 12),
     short=st.integers(1, 12),
     audio=st.integers(1, 12),
     mel=st.integers(1, 12),
@@ -110,11 +138,11 @@ def test_the_audio_is_no_less_exact_at_the_seams() -> None:
 )
 @settings(max_examples=25)
 def test_windows_of_any_size_give_the_audio_of_the_whole_song(
-    frames: int, short: int, audio: int, mel: int, tile: int
+    frames: int, first: int, short: int, audio: int, mel: int, tile: int
 ) -> None:
     song = latents(frames)
     with pytest.MonkeyPatch.context() as patch:
-        set_windows(patch, short, audio, mel, tile)
+        set_windows(patch, first, short, audio, mel, tile)
         decoded = decode_latents(autoencoder(), song)
 
     assert relative_error(decoded, decoded_in_one_piece(song, 48_000)) < 1e-5
@@ -127,10 +155,9 @@ def test_songs_decoded_by_turns_are_as_those_decoded_one_after_the_other(overlap
     alone = [decode_latents(autoencoder(), song, overlapped=overlapped) for song in songs]
 
     decodings = [Decoding(autoencoder(), song, overlapped=overlapped) for song in songs]
-    list(advanced_by_turns(decodings))
 
-    for decoding, audio in zip(decodings, alone, strict=True):
-        assert torch.equal(decoding.audio, audio)
+    for found, expected in zip(advanced_by_turns(decodings), alone, strict=True):
+        assert torch.equal(found, expected)
 
 
 @pytest.mark.usefixtures("small_windows")
@@ -144,20 +171,23 @@ def test_a_window_that_fails_for_want_of_memory_can_be_tried_again(overlapped: b
             raise torch.OutOfMemoryError("not enough memory")
 
     decoding = Decoding(autoencoder(), song, overlapped=overlapped)
+    parts: list[Tensor] = []
     hook = register_module_forward_hook(fails_sometimes)
     try:
         while decoding.windows_done < decoding.windows:
             done = decoding.windows_done
             try:
-                decoding.advance()
+                audio = decoding.advance()
             except torch.OutOfMemoryError:
                 failures += 1
                 assert decoding.windows_done == done
+            else:
+                parts += [] if audio is None else [audio]
     finally:
         hook.remove()
 
     assert failures > 0
-    assert torch.equal(decoding.audio, expected)
+    assert torch.equal(torch.cat(parts, dim=-1), expected)
 
 
 @pytest.mark.usefixtures("small_windows")
@@ -178,12 +208,10 @@ def test_what_is_left_is_told_in_latent_frames_and_shrinks_by_every_window(overl
     assert decoding.next_frames == 0
 
 
-def test_decoding_beyond_the_end_and_listening_before_it_are_mistakes() -> None:
+def test_decoding_beyond_the_end_is_a_mistake() -> None:
     decoding = Decoding(autoencoder(), latents(1))
 
-    with pytest.raises(AssertionError, match="0 of 3 windows"):
-        _ = decoding.audio
-    list(advanced_by_turns([decoding]))
+    advanced_by_turns([decoding])
     with pytest.raises(AssertionError, match="decoded"):
         decoding.advance()
 
@@ -212,13 +240,13 @@ def test_latents_that_are_not_finite_are_refused(value: float) -> None:
 
 
 @pytest.mark.parametrize("overlapped", [False, True])
-def test_a_decoder_that_overflows_is_a_numerical_error_at_the_end(overlapped: bool) -> None:
+def test_a_decoder_that_overflows_is_a_numerical_error(overlapped: bool) -> None:
     decoding = Decoding(autoencoder(), torch.full((8, 16, 2), 3e38), overlapped=overlapped)
 
-    list(advanced_by_turns([decoding]))
+    (audio,) = advanced_by_turns([decoding])
 
     with pytest.raises(NumericalError, match="decoder"):
-        _ = decoding.audio
+        check_finite(audio)
 
 
 @pytest.mark.usefixtures("small_windows")
@@ -228,7 +256,7 @@ def test_the_published_sizes_decode_in_windows_too(tiny_checkpoint: Path) -> Non
 
     in_windows = decode_latents(codec, song)
     with pytest.MonkeyPatch.context() as patch:
-        set_windows(patch, 100, 100, 100, 100)
+        set_windows(patch, 100, 100, 100, 100, 100)
         whole = decode_latents(codec, song)
 
     assert relative_error(in_windows, whole) < 1e-5

@@ -4,12 +4,13 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from acestep_engine.params import CFG_TYPES, SCHEDULERS, GenerationParams, Progress
-from acestep_engine.requests import Failed, Finished, Moved, Song
+from acestep_engine.requests import Decoded, Event, Failed, Finished, Moved, songs_of
 from tests.engine.small import small_engine, small_transformer
 from tests.engine.wishes import (
     KINDS,
@@ -23,7 +24,6 @@ from tests.engine.wishes import (
     progress,
     run,
     runs_of,
-    songs,
     steps,
 )
 
@@ -34,15 +34,15 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_all_kinds_together_make_the_songs_they_make_alone() -> None:
-    assert_as_alone(songs(run(small_engine(), KINDS)), KINDS)
+    assert_as_alone(songs_of(run(small_engine(), KINDS)), KINDS)
 
 
 def test_a_budget_that_makes_them_take_turns_changes_nothing() -> None:
-    assert_as_alone(songs(run(small_engine(max_tokens=40), KINDS)), KINDS)
+    assert_as_alone(songs_of(run(small_engine(max_tokens=40), KINDS)), KINDS)
 
 
 def test_one_at_a_time_changes_nothing() -> None:
-    assert_as_alone(songs(run(small_engine(max_tokens=1), KINDS)), KINDS)
+    assert_as_alone(songs_of(run(small_engine(max_tokens=1), KINDS)), KINDS)
 
 
 @pytest.mark.parametrize("joining", KINDS)
@@ -52,7 +52,7 @@ def test_a_request_joining_midway_changes_neither_song(running: str, joining: st
     wishes["running"].add_to(engine, "running")
     events = steps(engine, 2)
     wishes["joining"].add_to(engine, "joining")
-    assert_as_alone(songs(events + drain(engine)), wishes)
+    assert_as_alone(songs_of(events + drain(engine)), wishes)
 
 
 @pytest.mark.parametrize("leaving", KINDS)
@@ -64,18 +64,18 @@ def test_a_request_leaving_early_changes_nobody_elses_song(leaving: str, after: 
     events = steps(engine, after)
     engine.abort(leaving)
     events += drain(engine)
-    assert_as_alone({name: song for name, song in songs(events).items() if name in others}, others)
+    assert_as_alone({name: song for name, song in songs_of(events).items() if name in others}, others)
 
 
 def test_what_finished_before_is_not_heard() -> None:
     engine = small_engine()
     run(engine, KINDS)
-    assert_as_alone(songs(run(engine, {"again": KINDS["pingpong"]})), {"again": KINDS["pingpong"]})
+    assert_as_alone(songs_of(run(engine, {"again": KINDS["pingpong"]})), {"again": KINDS["pingpong"]})
 
 
 def test_the_same_request_twice_is_the_same_song_twice() -> None:
     wishes = {"first": KINDS["pingpong"], "second": KINDS["pingpong"]}
-    found = songs(run(small_engine(), wishes))
+    found = songs_of(run(small_engine(), wishes))
     assert_as_alone(found, wishes)
 
 
@@ -90,8 +90,8 @@ def test_a_long_pause_changes_nothing() -> None:
         replace(KINDS["usual"], priority=1).add_to(engine, f"urgent {number}")
     meanwhile = steps(engine, 40)
     assert progress(meanwhile, "paused") == []
-    assert len(songs(meanwhile)) > 1
-    assert_same(songs(drain(engine))["paused"], alone(paused))
+    assert len(songs_of(meanwhile)) > 1
+    assert_same(songs_of(drain(engine))["paused"], alone(paused))
 
 
 params = st.builds(
@@ -124,7 +124,7 @@ class Session:
         self.wishes: dict[str, Wish] = {}
         self.live: set[str] = set()
         self.steps_seen: dict[str, int] = {}
-        self.finished: dict[str, Song] = {}
+        self.told: list[Event] = []
 
     def add(self, wish: Wish) -> None:
         request_id = str(len(self.wishes))
@@ -140,13 +140,13 @@ class Session:
     def step(self) -> None:
         for event in self.engine.step():
             assert event.request_id in self.live
+            self.told.append(event)
             match event:
                 case Moved(request_id, Progress("diffusion", step, forwards)):
                     assert step == self.steps_seen.get(request_id, -1) + 1
                     assert step <= forwards
                     self.steps_seen[request_id] = step
-                case Finished(request_id, song):
-                    self.finished[request_id] = song
+                case Finished(request_id=request_id):
                     self.live.discard(request_id)
                 case Failed(error=error):
                     raise error
@@ -170,7 +170,7 @@ def test_whatever_comes_and_goes_every_song_is_the_one_made_alone(
                 session.abort(index)
     while session.live:
         session.step()
-    for request_id, song in session.finished.items():
+    for request_id, song in songs_of(session.told).items():
         assert_same(song, alone(replace(session.wishes[request_id], priority=0)))
 
 
@@ -188,19 +188,19 @@ def test_an_id_in_use_is_refused_and_free_again_afterwards() -> None:
     wish.add_to(engine, "one")
     with pytest.raises(ValueError, match="'one'"):
         wish.add_to(engine, "one")
-    assert_as_alone(songs(drain(engine)), {"one": wish})
+    assert_as_alone(songs_of(drain(engine)), {"one": wish})
     wish.add_to(engine, "one")
     steps(engine, 2)
     engine.abort("one")
     other = KINDS["heun"]
     other.add_to(engine, "one")
-    assert_as_alone(songs(drain(engine)), {"one": other})
+    assert_as_alone(songs_of(drain(engine)), {"one": other})
 
 
 def test_an_unknown_id_is_not_there_to_abort() -> None:
     engine = small_engine()
     engine.abort("nobody")
-    assert_as_alone(songs(run(engine, {"one": KINDS["usual"]})), {"one": KINDS["usual"]})
+    assert_as_alone(songs_of(run(engine, {"one": KINDS["usual"]})), {"one": KINDS["usual"]})
 
 
 @pytest.mark.parametrize("after", range(8))
@@ -245,7 +245,7 @@ def test_generate_leaves_nothing_behind_and_does_not_meddle_with_others() -> Non
     wish.add_to(engine, "other")
     with pytest.raises(ValueError, match="1 request"):
         engine.generate(wish.params, wish.inputs)
-    assert_as_alone(songs(drain(engine)), {"other": wish})
+    assert_as_alone(songs_of(drain(engine)), {"other": wish})
 
 
 # Who goes first
@@ -261,10 +261,23 @@ def test_a_short_song_gets_into_the_next_forward_and_finishes_before_long_ones()
     short.add_to(engine, "short")
     assert [one.step for one in progress(engine.step(), "short")] == [0, 1]
     events = drain(engine)
-    assert next(iter(songs(events))) == "short"
-    assert len(songs(events)) == 4
+    assert next(iter(songs_of(events))) == "short"
+    assert len(songs_of(events)) == 4
     before = events.index(next(event for event in events if isinstance(event, Finished)))
     assert before < 4 * (short.params.steps + 2)  # hardly anything but its own
+
+
+def test_a_song_is_heard_in_order_while_it_is_decoded_and_windows_are_counted() -> None:
+    wish = Wish(replace(PARAMS, duration_s=24.0, steps=2))
+    events = run(small_engine(), {"long": wish})
+    heard = [event for event in events if isinstance(event, Decoded)]
+    assert len(heard) > 2
+    assert events.index(heard[0]) < events.index(heard[-1]) < len(events) - 1
+    audio = np.concatenate([event.samples for event in heard], axis=1)
+    assert np.array_equal(audio, alone(wish).audio)
+    assert {event.song_samples for event in heard} == {audio.shape[1]}
+    windows = [one for one in progress(events, "long") if one.stage == "decoding"]
+    assert windows == [Progress("decoding", done, len(windows) - 1) for done in range(len(windows))]
 
 
 def test_a_higher_priority_finishes_first() -> None:
@@ -272,7 +285,7 @@ def test_a_higher_priority_finishes_first() -> None:
     for number, priority in enumerate([0, 1, 2]):
         wish = Wish(replace(PARAMS, duration_s=1.0, seed=number), priority=priority)
         wish.add_to(engine, f"priority {priority}")
-    assert list(songs(drain(engine))) == ["priority 2", "priority 1", "priority 0"]
+    assert list(songs_of(drain(engine))) == ["priority 2", "priority 1", "priority 0"]
 
 
 def test_every_request_is_told_each_of_its_forwards_once() -> None:
@@ -311,9 +324,9 @@ def test_a_repeated_prompt_with_another_seed_skips_all_encoding() -> None:
     engine, wish = small_engine(), KINDS["usual"]
     again = replace(wish, params=replace(wish.params, seed=99))
     with runs_of(small_transformer().lyric_encoder) as calls:
-        first = songs(run(engine, {"first": wish}))
+        first = songs_of(run(engine, {"first": wish}))
         assert len(calls) == 1
-        second = songs(run(engine, {"second": again}))
+        second = songs_of(run(engine, {"second": again}))
         assert len(calls) == 1
     assert_as_alone(first | second, {"first": wish, "second": again})
 
@@ -328,7 +341,7 @@ def test_live_requests_of_equal_conditioning_share_a_context() -> None:
         "other prompt": replace(wish, prompt=77),
     }
     with before_forwards(lambda packing: contexts.append([id(segment.context) for segment in packing.segments])):
-        found = songs(run(small_engine(), wishes))
+        found = songs_of(run(small_engine(), wishes))
     assert_as_alone(found, wishes)
     for first, seed, *others in contexts:
         assert first == seed

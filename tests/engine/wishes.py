@@ -15,7 +15,7 @@ from acestep_engine.conditioning import Conditioning
 from acestep_engine.engine import Engine
 from acestep_engine.model.packing import Packing
 from acestep_engine.params import GenerationParams, Progress
-from acestep_engine.requests import Event, Failed, Finished, Inputs, Moved, Song
+from acestep_engine.requests import Event, Failed, Inputs, Moved, Song
 from tests.engine.small import conditioning, small_engine, small_transformer
 from tests.parity import relative_error
 
@@ -102,10 +102,6 @@ def drain(engine: Engine, most: int = 2000) -> list[Event]:
 
 def steps(engine: Engine, count: int) -> list[Event]:
     return [event for _ in range(count) for event in engine.step()]
-
-
-def songs(events: Iterable[Event]) -> dict[str, Song]:
-    return {event.request_id: event.song for event in events if isinstance(event, Finished)}
 
 
 def failures(events: Iterable[Event]) -> dict[str, Exception]:
