@@ -1,4 +1,4 @@
-"""Audio files: checked and read when they come in, encoded when they go out. No torch.
+"""Audio files that come in: checked and read. No torch.
 
 Files are judged by their bytes, never by a name. They are decoded in memory, in blocks, and no header is trusted for
 a length: what counts is what comes out of the decoder.
@@ -13,22 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
-from acestep_engine.errors import AudioError, AudioTooLargeError, NumericalError
+from acestep_engine.errors import AudioError, AudioTooLargeError
 from acestep_engine.mp3 import check_mp3, skip_id3
-from acestep_engine.ogg import OPUS_RATE_HZ, OPUS_TAIL_SAMPLES, end_opus_after, with_fixed_serial
 from acestep_engine.params import AudioFormat
-from acestep_engine.tags import read_tags, write_tags
-
-__all__ = [
-    "MEDIA_TYPES",
-    "AudioInfo",
-    "AudioLimits",
-    "SourceAudio",
-    "check_audio",
-    "encode_audio",
-    "read_audio",
-    "read_tags",
-]
 
 MEDIA_TYPES: Mapping[AudioFormat, str] = {
     "wav": "audio/wav",
@@ -40,8 +27,7 @@ MEDIA_TYPES: Mapping[AudioFormat, str] = {
 
 FloatArray = npt.NDArray[np.float32]
 
-BLOCK_FRAMES = 48_000  # libsndfile's Vorbis encoder keeps a written block on the stack: a whole song overflows it
-PCM16_PEAK = 32_767
+BLOCK_FRAMES = 48_000
 MAX_PEAK = 100.0  # 40 dB over full scale: only floating point files can be louder, and no model can make sense of them
 
 ACCEPTED = "WAV, AIFF, FLAC, MP3, Ogg Vorbis and Ogg Opus are read"
@@ -147,42 +133,6 @@ def read_audio(data: bytes | memoryview, limits: AudioLimits) -> SourceAudio:
             start += block.shape[1]
             blocks[index] = block[:, :0]  # let go at once: all blocks beside all samples would take twice the memory
         return SourceAudio(samples, decoder.samplerate)
-
-
-def encode_audio(samples: FloatArray, sample_rate_hz: int, audio_format: AudioFormat, tags: Mapping[str, str]) -> bytes:
-    """Stereo samples (2, N) as a file of `audio_format` with `tags` in it; the same arguments give the same bytes.
-
-    WAV and FLAC are 16 bits per sample; MP3 and Vorbis have a variable bit rate of about 190 kbit/s. Samples beyond
-    [-1, 1] are clipped. Raises NumericalError if any is NaN or infinite, AudioError if there are none.
-    """
-    if samples.ndim != 2 or samples.shape[0] != 2 or samples.shape[1] == 0:
-        raise AudioError(f"samples of shape {samples.shape} cannot be encoded, expected (2, N) with N >= 1")
-    lossless = audio_format in ("wav", "flac")
-    file = BytesIO()
-    with soundfile.SoundFile(file, "w", sample_rate_hz, channels=2, **_ENCODERS[audio_format]) as encoder:
-        for start in range(0, samples.shape[1], BLOCK_FRAMES):
-            block = samples[:, start : start + BLOCK_FRAMES].T
-            if not np.isfinite(block).all():
-                raise NumericalError("the samples hold NaN or infinity")
-            clipped = np.clip(block, -1.0, 1.0)
-            encoder.write(np.rint(clipped * PCM16_PEAK).astype(np.int16) if lossless else np.ascontiguousarray(clipped))
-        if audio_format == "opus":
-            encoder.write(np.zeros((OPUS_TAIL_SAMPLES, 2), np.float32))
-    data = file.getvalue()
-    if audio_format == "opus":
-        data = end_opus_after(data, samples.shape[1] * OPUS_RATE_HZ // sample_rate_hz)
-    elif audio_format == "ogg":
-        data = with_fixed_serial(data)
-    return write_tags(data, audio_format, tags)
-
-
-_ENCODERS: Mapping[AudioFormat, dict[str, str | float]] = {
-    "wav": {"format": "WAV", "subtype": "PCM_16"},
-    "flac": {"format": "FLAC", "subtype": "PCM_16"},
-    "mp3": {"format": "MP3", "subtype": "MPEG_LAYER_III", "bitrate_mode": "VARIABLE", "compression_level": 0.2},
-    "ogg": {"format": "OGG", "subtype": "VORBIS", "compression_level": 0.4},
-    "opus": {"format": "OGG", "subtype": "OPUS"},
-}
 
 
 class _Memory(BytesIO):

@@ -1,4 +1,4 @@
-"""What an audio file says of itself: written into and read from the bytes of an encoded file.
+"""What an audio file says of itself: written before its sound, and read from its bytes.
 
 A tag's name is ours ("prompt", "lyrics", "seed", "parameters", ...). Where a container has a field of its own for it,
 which players show, the tag goes there; every other tag is a user-defined field with its own name.
@@ -6,6 +6,7 @@ which players show, the tag goes there; every other tag is a user-defined field 
 
 from collections.abc import Callable, Mapping
 from io import BytesIO
+from typing import Literal
 
 from mutagen import MutagenError
 from mutagen.flac import FLAC
@@ -15,7 +16,6 @@ from mutagen.oggvorbis import OggVorbis
 from mutagen.wave import WAVE
 
 from acestep_engine.errors import AudioError
-from acestep_engine.params import AudioFormat
 
 SOFTWARE = "acestep-serve"
 SOFTWARE_TAG = "encoder"
@@ -32,34 +32,31 @@ VORBIS_FIELDS = {"prompt": "title", "parameters": "comment"}
 VORBIS_NAMES = {field: name for name, field in VORBIS_FIELDS.items()}
 
 
-def write_tags(data: bytes, audio_format: AudioFormat, tags: Mapping[str, str]) -> bytes:
-    """The encoded file with `tags` in it, and no others. The same input gives the same bytes.
+def id3(tags: Mapping[str, str]) -> bytes:
+    """An ID3v2.4 tag with `tags` in it. The same tags give the same bytes."""
+    tag = ID3()
+    tag.update(_frames(_clean(tags)))
+    file = BytesIO()
+    tag.save(file, v2_version=4, padding=lambda info: 0)
+    return file.getvalue()
 
-    Characters that no tag can hold (NUL, lone surrogates) are dropped or replaced by "?".
-    """
-    clean = {name: _clean(text) for name, text in {**tags, SOFTWARE_TAG: SOFTWARE}.items()}
-    if audio_format == "mp3":
-        return _id3(clean) + data
-    file = BytesIO(data)
-    if audio_format == "wav":
-        wave = WAVE(file)
-        wave.add_tags()
-        wave.tags.update(_frames(clean))
-        wave.save(file, v2_version=4)
-        return file.getvalue()
-    tagged = {"flac": FLAC, "ogg": OggVorbis, "opus": OggOpus}[audio_format](file)
+
+def with_comments(head: bytes, codec: Literal["flac", "ogg", "opus"], tags: Mapping[str, str]) -> bytes:
+    """All that is before the sound in such a file, with `tags` as its comments, and no others."""
+    file = BytesIO(head)
+    tagged = {"flac": FLAC, "ogg": OggVorbis, "opus": OggOpus}[codec](file)
     if tagged.tags is None:
         tagged.add_tags()
     tagged.tags.clear()
-    for name, text in clean.items():
+    for name, text in _clean(tags).items():
         tagged.tags[VORBIS_FIELDS.get(name, name)] = [text]
     file.seek(0)
-    tagged.save(file)
+    tagged.save(file, padding=lambda info: 0)
     return file.getvalue()
 
 
 def read_tags(data: bytes) -> dict[str, str]:
-    """The tags that `write_tags` left in a file, by our names. Raises AudioError if there is no such file."""
+    """The tags that we wrote into a file, by our names. Raises AudioError if there is no such file."""
     file = BytesIO(data)
     try:
         if data.startswith(b"ID3"):
@@ -72,8 +69,10 @@ def read_tags(data: bytes) -> dict[str, str]:
         raise AudioError("the file has no tags that can be read") from error
 
 
-def _clean(text: str) -> str:
-    return text.replace("\0", "").encode("utf-8", "replace").decode("utf-8")
+def _clean(tags: Mapping[str, str]) -> dict[str, str]:
+    """With our own beside them. What no tag can hold (NUL, lone surrogates) is dropped or replaced by "?"."""
+    all_tags = {**tags, SOFTWARE_TAG: SOFTWARE}
+    return {name: text.replace("\0", "").encode("utf-8", "replace").decode("utf-8") for name, text in all_tags.items()}
 
 
 def _frames(tags: Mapping[str, str]) -> dict[str, Frame]:
@@ -82,14 +81,6 @@ def _frames(tags: Mapping[str, str]) -> dict[str, Frame]:
         for name, text in tags.items()
     ]
     return {frame.HashKey: frame for frame in frames}
-
-
-def _id3(tags: Mapping[str, str]) -> bytes:
-    id3 = ID3()
-    id3.update(_frames(tags))
-    file = BytesIO()
-    id3.save(file, v2_version=4, padding=lambda info: 0)
-    return file.getvalue()
 
 
 def _names(id3: ID3) -> dict[str, str]:

@@ -9,11 +9,11 @@ from statistics import median
 import numpy as np
 import torch
 
-from acestep_engine.audio import encode_audio
 from acestep_engine.conditioning import Conditioning, EncodeRequest
 from acestep_engine.decode import decode_latents
+from acestep_engine.encode import encode_audio
 from acestep_engine.engine import Engine
-from acestep_engine.params import OUTPUT_SAMPLE_RATE_HZ, GenerationParams, ModelSpec
+from acestep_engine.params import GenerationParams, ModelSpec
 from acestep_engine.requests import Event, Failed, Finished, Inputs, Moved, Song, songs_of
 from acestep_engine.text_encoder import TextEncoder
 from benchmarks.tables import percentile, print_table
@@ -60,7 +60,7 @@ class InProcess:
         encoded = time.perf_counter()
         song = self.engine.generate(params, Inputs(conditioning))
         generated = time.perf_counter()
-        encode_audio(song.audio, OUTPUT_SAMPLE_RATE_HZ, "wav", {"prompt": params.prompt})
+        encode_audio(song.audio, "wav", {"prompt": params.prompt})
         timings = song.timings
         return encoded - started, timings.diffusion_s, timings.decode_s, time.perf_counter() - generated
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import soundfile
 
-from acestep_engine.audio import encode_audio
+from acestep_engine.encode import encode_audio
 from acestep_engine.params import Progress
 from deployments.messages import (
     AudioFile,
@@ -44,7 +44,7 @@ def render(submission: Submission, index: int = 0) -> ByteArray:
     at = np.arange(int(48_000 * RENDERED_S)) / 48_000
     tone = 0.1 * np.sin(2 * np.pi * (220 + submission.songs[index].seed % 660) * at)
     samples = np.stack([tone, tone]).astype(np.float32)  # (2, N)
-    return np.frombuffer(encode_audio(samples, 48_000, submission.audio_format, {}), dtype=np.uint8)
+    return np.frombuffer(encode_audio(samples, submission.audio_format, {}), dtype=np.uint8)
 
 
 class MemoryJobs:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from acestep_engine.audio import encode_audio
+from acestep_engine.encode import encode_audio
 from acestep_engine.params import AUDIO_FORMATS, AudioFormat
 from deployments.messages import Upload
 from serve_app import openapi
@@ -83,7 +83,7 @@ async def test_direct_mp3_waits_and_answers_mp3(client: httpx.AsyncClient, jobs:
 async def test_the_bytes_and_not_the_name_say_what_it_is(
     client: httpx.AsyncClient, jobs: MemoryJobs, audio_format: AudioFormat
 ) -> None:
-    data = encode_audio(np.zeros((2, 24_000), np.float32), 48_000, audio_format, {})
+    data = encode_audio(np.zeros((2, 24_000), np.float32), audio_format, {})
     for part in (("../../x", "text/plain"), ("x.exe", "application/octet-stream"), ("", "")):
         response = await client.post(UPLOAD, files={"audio_file": (part[0], data, part[1])})
         assert response.status_code == 202, response.text
