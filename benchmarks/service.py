@@ -18,9 +18,9 @@ from statistics import median, quantiles
 
 import httpx
 
-from acestep_engine.audio import encode_audio
-from acestep_engine.params import OUTPUT_SAMPLE_RATE_HZ, GenerationParams, ModelSpec
-from acestep_engine.requests import Failed, Finished
+from acestep_engine.encode import AudioEncoder
+from acestep_engine.params import GenerationParams, ModelSpec
+from acestep_engine.requests import Decoded, Failed, Finished
 from benchmarks.engine import BASE, InProcess
 from benchmarks.tables import percentile, print_table
 
@@ -87,7 +87,7 @@ def _one_song_each(client: httpx.Client, callers: int, songs: int) -> tuple[list
 
 def _in_process(maker: InProcess, callers: int, songs: int) -> float:
     """Seconds of the same songs without a service, as many at a time; WAV files are written in the same thread."""
-    left = iter(range(songs))
+    left, files = iter(range(songs)), dict[str, AudioEncoder]()
     started = time.perf_counter()
     for seed in itertools.islice(left, callers):
         maker.add(str(seed), replace(CALLED, seed=seed))
@@ -95,8 +95,12 @@ def _in_process(maker: InProcess, callers: int, songs: int) -> float:
         for event in maker.engine.step():
             if isinstance(event, Failed):
                 raise event.error
+            if isinstance(event, Decoded):
+                if event.request_id not in files:
+                    files[event.request_id] = AudioEncoder("wav", event.song_samples, {})
+                files[event.request_id].push(event.samples)
             if isinstance(event, Finished):
-                encode_audio(event.song.audio, OUTPUT_SAMPLE_RATE_HZ, "wav", {})
+                files.pop(event.request_id).finish()
                 for seed in itertools.islice(left, 1):
                     maker.add(str(seed), replace(CALLED, seed=seed))
     return time.perf_counter() - started

@@ -19,7 +19,7 @@ from acestep_engine.devices import describe_device, free_memory, keep_freed_memo
 from acestep_engine.download import ensure_checkpoint
 from acestep_engine.engine import Engine
 from acestep_engine.params import AdapterLimits, GenerationParams, ModelSpec, Progress
-from acestep_engine.requests import Failed, Finished, Inputs, Moved, Song
+from acestep_engine.requests import Decoded, Failed, Finished, Inputs, Moved
 from deployments.adapter_queue import AdapterQueue
 from deployments.cpus import available_cpus
 from deployments.failures import GpuMemoryError, ReplicaBrokenError, SharedStepError
@@ -30,7 +30,7 @@ logger = logging.getLogger("ray.serve")
 
 @dataclass(eq=False)
 class Call:
-    """One song that somebody waits for. `on_progress` runs in the engine's thread and must not block."""
+    """One song that somebody waits for. `on_progress` and `on_audio` run in the engine's thread and must not block."""
 
     call_id: str
     spec: ModelSpec
@@ -38,7 +38,8 @@ class Call:
     inputs: Inputs
     priority: int
     on_progress: Callable[[Progress], None]
-    song: "Future[Song]"
+    on_audio: Callable[[Decoded], None]
+    end: "Future[Finished]"
 
 
 @dataclass(eq=False)
@@ -73,7 +74,7 @@ class EngineHost:
         self._thread.start()
 
     def submit(self, call: Call) -> None:
-        """Have a song made: its future gets it, or EngineError, RenderError. From any thread."""
+        """Have a song made: `end` gets its latents, or EngineError, RenderError. From any thread."""
         with self._wake:
             self._waiting.append(call)
             self._wake.notify()
@@ -84,7 +85,7 @@ class EngineHost:
 
     def abort(self, call: Call) -> None:
         """Forget a call within one step; nothing happens if it has ended. From any thread."""
-        call.song.cancel()
+        call.end.cancel()
         with self._wake:
             self._aborted.add(call.call_id)
             self._wake.notify()
@@ -187,16 +188,16 @@ class EngineHost:
 
     def _fail(self, call: Call, error: BaseException) -> None:
         """End a call that is not in the engine."""
-        if call.song.set_running_or_notify_cancel():
-            call.song.set_exception(self._judge(error))
+        if call.end.set_running_or_notify_cancel():
+            call.end.set_exception(self._judge(error))
 
     def _add(self, call: Call) -> None:
-        if not call.song.set_running_or_notify_cancel():
+        if not call.end.set_running_or_notify_cancel():
             return
         try:
             self._engine_for(call.spec).add(call.call_id, call.params, call.inputs, call.priority)
         except Exception as error:  # noqa: BLE001  as above
-            call.song.set_exception(self._judge(error))
+            call.end.set_exception(self._judge(error))
         else:
             self._running[call.call_id] = call
 
@@ -211,7 +212,7 @@ class EngineHost:
                 failure = SharedStepError("a step failed that this song shared with others")
             for call in self._running.values():
                 self._engine.abort(call.call_id)
-                call.song.set_exception(failure)
+                call.end.set_exception(failure)
             self._running.clear()
             return
         self.steps += 1
@@ -220,12 +221,14 @@ class EngineHost:
             match event:
                 case Moved():
                     call.on_progress(event.progress)
+                case Decoded():
+                    call.on_audio(event)
                 case Finished():
                     del self._running[event.request_id]
-                    call.song.set_result(event.song)
+                    call.end.set_result(event)
                 case Failed():
                     del self._running[event.request_id]
-                    call.song.set_exception(self._judge(event.error))
+                    call.end.set_exception(self._judge(event.error))
 
     def _judge(self, error: BaseException) -> BaseException:
         """What to tell the caller. Remembers if the GPU is lost: then every later call of CUDA fails as well."""

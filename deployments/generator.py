@@ -5,9 +5,11 @@ import dataclasses
 import itertools
 import logging
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -16,15 +18,15 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
-from acestep_engine.audio import AudioLimits, SourceAudio, encode_audio, read_audio
+from acestep_engine.audio import AudioLimits, SourceAudio, read_audio
 from acestep_engine.conditioning import Conditioning
+from acestep_engine.encode import AudioEncoder
 from acestep_engine.params import OUTPUT_SAMPLE_RATE_HZ, AdapterLimits, ModelSpec, Progress
-from acestep_engine.requests import Inputs, Latents
+from acestep_engine.requests import Decoded, Finished, Inputs, Latents
 from deployments.failures import ReplicaBrokenError
 from deployments.messages import JOB_MANAGER, ByteArray, Rendered, RenderJob, is_latents
 
 if TYPE_CHECKING:  # they take seconds to import, and only the replica needs them
-    from acestep_engine.requests import Song
     from deployments.engine_host import EngineHost
 
 PROGRESS_INTERVAL_S = 0.1  # of one call, as long as there are few
@@ -45,23 +47,61 @@ class _Listener:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self.changed = asyncio.Event()
-        self.ended = asyncio.Event()
+        self.urgent = asyncio.Event()  # there is audio, or the end
+        self.ended = False
         self.progress: Progress | None = None
+        self.audio: deque[Decoded] = deque()
 
     def note(self, progress: Progress) -> None:
         self.progress = progress
         self._tell(self.changed.set)
 
+    def note_audio(self, heard: Decoded) -> None:
+        self.audio.append(heard)
+        self._tell(self._hurry)
+
     def note_end(self, _: object) -> None:
         self._tell(self._end)
 
     def _end(self) -> None:
-        self.ended.set()
+        self.ended = True
+        self._hurry()
+
+    def _hurry(self) -> None:
+        self.urgent.set()
         self.changed.set()
 
     def _tell(self, what: Callable[[], None]) -> None:
         with suppress(RuntimeError):  # the loop is closed: the replica stops
             self._loop.call_soon_threadsafe(what)
+
+
+class _SongFile:
+    """Encodes one song while it is decoded. One thread at a time."""
+
+    def __init__(self, job: RenderJob) -> None:
+        self._job = job
+        self._encoder: AudioEncoder | None = None  # until the song's length is known
+        self.samples = 0
+        self.write_s = 0.0
+
+    def add(self, heard: Decoded) -> ByteArray:
+        """The file's next bytes; none if the encoder wants more first. Raises NumericalError."""
+        started = time.perf_counter()
+        if self._encoder is None:
+            self.samples = heard.song_samples
+            self._encoder = AudioEncoder(self._job.audio_format, self.samples, self._job.tags)
+        return self._timed(self._encoder.push(heard.samples), started)
+
+    def finish(self) -> ByteArray:
+        """The rest."""
+        started = time.perf_counter()
+        assert self._encoder is not None
+        return self._timed(self._encoder.finish(), started)
+
+    def _timed(self, part: bytes, started: float) -> ByteArray:
+        self.write_s += time.perf_counter() - started
+        return np.frombuffer(part, dtype=np.uint8)
 
 
 class Generator:
@@ -104,9 +144,10 @@ class Generator:
         conditioning: "Conditioning",
         target: "Conditioning | None" = None,
         source: ByteArray | Latents | None = None,
-    ) -> AsyncIterator[Progress | Rendered]:
+    ) -> AsyncIterator[Progress | ByteArray | Rendered]:
         """Progress, the first at once and then at most ten a second, and at last one Rendered.
 
+        Parts of the encoded file come in between as soon as they are decoded; all of them, joined, are the file.
         `target` is what a song is edited to, `source` an audio file or latents. Cancelling aborts within one step.
         Raises EngineError, GpuMemoryError, or ReplicaBrokenError.
         """
@@ -116,22 +157,27 @@ class Generator:
         if job.params.active_adapter is not None:
             await self._tell_router(job.params.active_adapter.digest)
         begun_from = source if source is None or is_latents(source) else await self._read_audio(source.data)
-        listener, song = _Listener(), Future["Song"]()
-        song.add_done_callback(listener.note_end)
+        listener, file, end = _Listener(), _SongFile(job), Future[Finished]()
+        end.add_done_callback(listener.note_end)
         # Not the job's id alone: an earlier attempt may still be on its way out.
         call_id = f"{job.request_id}/{next(self._numbers)}"
-        call = Call(
-            call_id, spec, job.params, Inputs(conditioning, target, begun_from), job.priority, listener.note, song
-        )
+        inputs = Inputs(conditioning, target, begun_from)
+        call = Call(call_id, spec, job.params, inputs, job.priority, listener.note, listener.note_audio, end)
         self._host.submit(call)
         self._calls += 1
         try:
-            while not listener.ended.is_set():
+            while not listener.ended:
                 await self._hear(listener)
-                if listener.progress is not None and not listener.ended.is_set():
+                async for part in self._encoded(file, listener):
+                    yield part
+                if listener.progress is not None and not listener.ended:
                     yield listener.progress
-                    await self._pause(listener.ended)
-            yield await self._in_thread(lambda: self._write(song.result(), job, spec))
+                    await self._pause(listener.urgent)
+            finished = end.result()
+            async for part in self._encoded(file, listener):
+                yield part
+            yield await self._in_thread(file.finish)
+            yield self._rendered(finished, file, spec)
         except ReplicaBrokenError:
             # Answering would send the caller back here at once. Serve replaces this replica meanwhile.
             await asyncio.sleep(REPLACEMENT_WAIT_S)
@@ -174,20 +220,25 @@ class Generator:
                 break
         listener.changed.clear()
 
-    async def _pause(self, ended: asyncio.Event) -> None:
-        """Until the next progress may be told, or the song is there."""
+    async def _encoded(self, file: _SongFile, listener: _Listener) -> AsyncIterator[ByteArray]:
+        """The file's parts, as far as there is audio now."""
+        listener.urgent.clear()
+        while listener.audio:
+            part = await self._in_thread(partial(file.add, listener.audio.popleft()))
+            if part.size:
+                yield part
+
+    async def _pause(self, urgent: asyncio.Event) -> None:
+        """Until the next progress may be told, or there is audio, or the end."""
         with suppress(TimeoutError):
             async with asyncio.timeout(max(PROGRESS_INTERVAL_S, self._calls / PROGRESS_PER_S)):
-                await ended.wait()
+                await urgent.wait()
 
-    def _write(self, song: "Song", job: RenderJob, spec: ModelSpec) -> Rendered:
-        started = time.perf_counter()
-        audio = encode_audio(song.audio, OUTPUT_SAMPLE_RATE_HZ, job.audio_format, job.tags)
+    def _rendered(self, finished: Finished, file: _SongFile, spec: ModelSpec) -> Rendered:
         return Rendered(
-            audio=np.frombuffer(audio, dtype=np.uint8),
-            latents=song.latents,
-            duration_s=song.duration_s,
-            timings=dataclasses.replace(song.timings, write_s=time.perf_counter() - started),
+            latents=finished.latents,
+            duration_s=file.samples / OUTPUT_SAMPLE_RATE_HZ,
+            timings=dataclasses.replace(finished.timings, write_s=file.write_s),
             model=spec.name,
             device=self._host.describe(self._replica_id, self._gpu_ids).device,
         )

@@ -15,9 +15,11 @@ from acestep_engine.params import Progress
 from deployments.admission import Admission
 from deployments.failures import CANCELLED, EXPIRED
 from deployments.fleet import Fleet
+from deployments.growing_audio import READ_BYTES
 from deployments.live_jobs import LiveJob
 from deployments.messages import (
     AudioFile,
+    AudioPart,
     ByteArray,
     EarlierSong,
     JobEndedError,
@@ -29,6 +31,7 @@ from deployments.messages import (
     ReplicaState,
     ServiceError,
     ServiceStatus,
+    SongChangedError,
     SongNotFoundError,
     SourceGoneError,
     SourceSong,
@@ -145,24 +148,48 @@ class JobManager:
 
         Raises JobNotFoundError, JobNotEndedError, JobFailedError, SongNotFoundError.
         """
+        return await self._audio_file(await self.status(request_id), index)
+
+    async def _audio_file(self, view: JobView, index: int) -> AudioFile:
+        return AudioFile(view, await self._read(view, index), index)
+
+    async def listen(self, request_id: str, index: int, heard: int, edition: str | None, timeout_s: float) -> AudioPart:
+        """What follows the `heard` bytes of a song's file, perhaps while it is made, and perhaps nothing for so long.
+
+        `edition` is that of the bytes before. Raises JobNotFoundError, JobFailedError, SongNotFoundError,
+        SongChangedError.
+        """
+        job = self._jobs.get(request_id)
+        if job is not None:
+            _check_index(job.row, index)
+            audio = job.songs[index].audio
+            await audio.wait_beyond(heard, timeout_s)
+            if audio.closed and not audio.complete:
+                await job.wait(timeout_s)
+            if not job.row.ended:
+                _check_edition(audio.edition, heard, edition)
+                return AudioPart(self._view(job), audio.read(heard), audio.edition, audio.ends_at(heard))
         view = await self.status(request_id)
+        part = await self._read(view, index, heard, READ_BYTES)
+        result = view.results[index]
+        _check_edition(result.edition, heard, edition)
+        return AudioPart(view, part, result.edition, heard + part.size >= result.audio_bytes)
+
+    async def _read(self, view: JobView, index: int, start: int = 0, most: int = -1) -> ByteArray:
+        """Of a song's file. Raises JobNotEndedError, JobFailedError, SongNotFoundError."""
+        _check_index(view, index)
         if not view.ended:
             raise JobNotEndedError(view)
         if view.outcome != "completed":
             raise JobFailedError(view)
-        return await self._audio_file(view, index)
-
-    async def _audio_file(self, view: JobView, index: int) -> AudioFile:
-        if not 0 <= index < len(view.songs):
-            raise SongNotFoundError(index, len(view.songs))
+        read = self._files.read_audio
         try:
-            audio = await asyncio.to_thread(self._files.read_audio, view.request_id, index, view.audio_format)
+            return await asyncio.to_thread(read, view.request_id, index, view.audio_format, start, most)
         except FileNotFoundError:
             gone = dataclasses.replace(
                 view, outcome="expired", error=EXPIRED.sentence, error_code=EXPIRED.code, results=()
             )
             raise JobFailedError(gone) from None
-        return AudioFile(view, audio, index)
 
     async def source_song(self, request_id: str, index: int) -> SourceSong:
         """A song that another may begin from. What is kept of it is kept anew for as long as a result.
@@ -335,6 +362,16 @@ class JobManager:
 def _is_unexpected(record: logging.LogRecord) -> bool:
     """Serve logs whatever a method raises as an error with a traceback; what we answer on purpose is none."""
     return record.exc_info is None or not isinstance(record.exc_info[1], ServiceError)
+
+
+def _check_index(job: JobView | JobRow, index: int) -> None:
+    if not 0 <= index < len(job.songs):
+        raise SongNotFoundError(index, len(job.songs))
+
+
+def _check_edition(found: str, heard: int, edition: str | None) -> None:
+    if heard and found != edition:
+        raise SongChangedError
 
 
 def _view_of(row: JobRow, position: int | None, progress: Progress | None) -> JobView:

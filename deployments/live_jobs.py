@@ -8,6 +8,7 @@ from ray.serve.handle import DeploymentResponseGenerator
 
 from acestep_engine.params import GenerationParams, Progress
 from deployments.failures import Failure
+from deployments.growing_audio import GrowingAudio
 from deployments.messages import SongResult
 from deployments.store.protocol import JobRow
 
@@ -23,6 +24,7 @@ class LiveSong:
         self.attempts = attempts  # in all lives of the job
         self.progress: Progress | None = None
         self.response: DeploymentResponseGenerator[Any] | None = None  # the Generator's call, while there is one
+        self.audio = GrowingAudio()
         self.result: SongResult | None = None  # once its files are on the disk
 
     def abort(self) -> None:
@@ -89,6 +91,7 @@ class LiveJob:
         """Stop all its songs. It must be over."""
         for song in self.songs:
             song.abort()
+            song.audio.close(complete=False)
             self._places.release()  # none waits any more
 
 

@@ -107,9 +107,8 @@ class RenderJob:
 
 @dataclass(frozen=True)
 class Rendered:
-    """A finished song. `audio` is the encoded file, `latents` float32 (8, 16, T)."""
+    """A finished song, but for its encoded file, whose parts have come before."""
 
-    audio: ByteArray
     latents: Latents
     duration_s: float
     timings: Timings
@@ -127,6 +126,7 @@ class SongResult:
     audio_bytes: int
     timings: dict[str, float]
     audio_path: str | None = None  # under ACE_OUTPUT_DIR, for jobs that save files
+    edition: str = ""  # of the file's bytes, for those who had begun to read it before
 
 
 @dataclass(frozen=True)
@@ -161,6 +161,16 @@ class AudioFile:
     view: JobView
     audio: ByteArray
     index: int = 0
+
+
+@dataclass(frozen=True)
+class AudioPart:
+    """Some of a song's file, perhaps while it is made. Nothing follows a part that is the `last`."""
+
+    view: JobView
+    audio: ByteArray
+    edition: str
+    last: bool
 
 
 @dataclass(frozen=True)
@@ -207,6 +217,7 @@ class ServiceError(Exception):
     ServiceError
     ├── JobNotFoundError
     ├── SongNotFoundError     a job has fewer songs than that
+    ├── SongChangedError      it had to be made again, and is no longer the song that somebody began to read
     ├── JobNotEndedError      its result was asked for too early
     ├── JobFailedError        its result was asked for, and there is none
     ├── JobEndedError         it cannot be cancelled any more
@@ -228,6 +239,10 @@ class SongNotFoundError(ServiceError):
     def __init__(self, index: int, songs: int) -> None:
         super().__init__(index, songs)
         self.index, self.songs = index, songs
+
+
+class SongChangedError(ServiceError):
+    """Bytes of another edition of the song are all there is now."""
 
 
 class JobStateError(ServiceError):

@@ -110,9 +110,11 @@ class JobFiles:
         """Keep the encoded audio of a song. It is on the disk when this returns."""
         _write(self._result(request_id, index, audio_format), audio.data)
 
-    def read_audio(self, request_id: str, index: int, audio_format: AudioFormat) -> ByteArray:
-        """The encoded audio. Raises FileNotFoundError once it is removed."""
-        return np.fromfile(self._result(request_id, index, audio_format), dtype=np.uint8)
+    def read_audio(
+        self, request_id: str, index: int, audio_format: AudioFormat, start: int = 0, most: int = -1
+    ) -> ByteArray:
+        """The encoded audio from byte `start` on, `most` bytes or all. Raises FileNotFoundError once it is removed."""
+        return np.fromfile(self._result(request_id, index, audio_format), dtype=np.uint8, count=most, offset=start)
 
     def discard(self, row: JobRow) -> None:
         """Remove every file of a job that did not complete, but its source: others may use it."""

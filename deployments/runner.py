@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import nullcontext, suppress
 from typing import Any, TypeVar
 
+import numpy as np
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
@@ -187,6 +188,7 @@ class Runner:
             return None
         tags = _tags(row, song.params, spec.name)
         render_job = RenderJob(row.request_id, song.params, row.audio_format, tags, row.priority)
+        song.audio.begin()
         song.response = self._generator_for(song.params).remote(spec, render_job, conditioning, target, source)
         try:
             return await self._follow(job, song, song.response)
@@ -229,7 +231,7 @@ class Runner:
     async def _follow(
         self, job: LiveJob, song: LiveSong, response: DeploymentResponseGenerator[Any]
     ) -> Rendered | None:
-        """Take note of the progress until the song is there. Raises TimeoutError once there is none any more."""
+        """Take note of progress and audio until the song is there. Raises TimeoutError once there is none any more."""
         clock_now = asyncio.get_running_loop().time
         rendered: Rendered | None = None
         async with asyncio.timeout(None) as timeout:  # waiting for a replica, or for its model, is not limited
@@ -238,6 +240,9 @@ class Runner:
                     rendered = message
                     continue
                 timeout.reschedule(clock_now() + self._job_timeout_s)
+                if isinstance(message, np.ndarray):
+                    song.audio.add(message)
+                    continue
                 song.progress = message
                 if job.row.status == "pending":
                     job.row = dataclasses.replace(job.row, status="processing", started_at=time.time())
@@ -245,12 +250,10 @@ class Runner:
 
     async def _publish(self, job: LiveJob, song: LiveSong, rendered: Rendered) -> None:
         """Write a song's files, all at a time. They are complete on the disk when this returns. Raises _Failed."""
-        row = job.row
+        row, audio = job.row, song.audio.finish()
         try:
             await _all_ended(
-                asyncio.to_thread(
-                    self._files.write_audio, row.request_id, song.index, row.audio_format, rendered.audio
-                ),
+                asyncio.to_thread(self._files.write_audio, row.request_id, song.index, row.audio_format, audio),
                 asyncio.to_thread(self._files.write_latents, row.request_id, song.index, rendered.latents),
             )
         except OSError:
@@ -261,9 +264,11 @@ class Runner:
             model=rendered.model,
             device=rendered.device,
             duration_s=rendered.duration_s,
-            audio_bytes=rendered.audio.nbytes,
+            audio_bytes=audio.nbytes,
             timings=timings.pop("extra") | timings,
+            edition=song.audio.edition,
         )
+        song.audio.close(complete=True)
 
     async def _complete(self, job: LiveJob) -> Ending:
         """The end of a job whose songs are all there, saved where it saves them. Raises _Failed."""

@@ -10,6 +10,7 @@ from acestep_engine.params import Adapter, GenerationParams
 from deployments.store.protocol import JobRow, JobStore
 from deployments.store.redis import RedisStore
 from deployments.store.sqlite import SqliteStore
+from tests.deployments.house import House
 from tests.redis_server import RedisServer
 
 OpenStore = Callable[[], Awaitable[JobStore]]
@@ -62,3 +63,11 @@ async def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIte
 @pytest.fixture
 async def store(open_store: OpenStore) -> JobStore:
     return await open_store()
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncIterator[House]:
+    house = House(tmp_path)
+    await house.open()
+    yield house
+    await house.close()

@@ -4,24 +4,20 @@ The same with real replicas, and with those that are killed, is in tests/e2e.
 """
 
 import asyncio
-import dataclasses
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, Self
 
 import numpy as np
 import pytest
-from ray.exceptions import ActorDiedError, RayTaskError
-from ray.serve.exceptions import RequestCancelledError
+from ray.exceptions import ActorDiedError
 
-from acestep_engine.checkpoint import NANO_PATH
 from acestep_engine.errors import NumericalError
-from acestep_engine.params import GenerationParams, ModelSpec, Progress, Timings
+from acestep_engine.params import GenerationParams, Progress
 from deployments.failures import GpuMemoryError
-from deployments.job_manager import JobManager, JobManagerConfig
 from deployments.messages import (
     AudioFile,
+    ByteArray,
     EarlierSong,
     JobEndedError,
     JobFailedError,
@@ -29,182 +25,33 @@ from deployments.messages import (
     JobView,
     KeyConflictError,
     QueueFullError,
-    Rendered,
     RenderJob,
     ReplicaState,
     SongNotFoundError,
     SourceGoneError,
     StorageError,
-    Submission,
     Upload,
 )
-from deployments.models import Models
-from deployments.results import Folders
 from deployments.store.protocol import StoreFormatError
-
-SONG = Rendered(np.arange(4, dtype=np.uint8), np.zeros((8, 16, 2), np.float32), 1.5, Timings(1.0, 0.5), "nano", "cpu")
-Script = Callable[[RenderJob], AsyncIterator[Progress | Rendered]]
-
-
-class ScriptedResponse:
-    """As Serve's DeploymentResponseGenerator: an iteration that another task may cancel."""
-
-    def __init__(self, messages: AsyncIterator[Progress | Rendered]) -> None:
-        self._messages = messages
-        self._cancelled = asyncio.Event()
-
-    def cancel(self) -> None:
-        self._cancelled.set()
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Progress | Rendered:
-        following = asyncio.ensure_future(anext(self._messages))
-        cancelled = asyncio.ensure_future(self._cancelled.wait())
-        try:
-            await asyncio.wait([following, cancelled], return_when=asyncio.FIRST_COMPLETED)
-            if not self._cancelled.is_set():
-                return await following
-            raise RequestCancelledError
-        finally:
-            following.cancel()
-            cancelled.cancel()
-            await asyncio.gather(following, cancelled, return_exceptions=True)
-
-
-class ScriptedGenerator:
-    """As the Generator's handle. `started` are the jobs of the songs that it was given, in order."""
-
-    def __init__(self, script: Script) -> None:
-        self.script = script
-        self.started: list[str] = []
-        self.sources: list[Any] = []
-
-    def options(self, **options: object) -> Self:
-        return self
-
-    def remote(
-        self, spec: ModelSpec, job: RenderJob, conditioning: None, target: None, source: object
-    ) -> ScriptedResponse:
-        self.started.append(job.request_id)
-        self.sources.append(source)
-        return ScriptedResponse(self.script(job))
-
-
-class ScriptedTextEncoder:
-    def options(self, **options: object) -> Self:
-        return self
-
-    def remote(self, *arguments: object) -> None:
-        return None
-
-
-async def sing(job: RenderJob) -> AsyncIterator[Progress | Rendered]:
-    yield Progress("diffusion", 0, 2)
-    yield Progress("diffusion", 2, 2)
-    yield SONG
-
-
-async def sing_for_ever(job: RenderJob) -> AsyncIterator[Progress | Rendered]:
-    yield Progress("diffusion", 1, 2)
-    await asyncio.Event().wait()
-
-
-def failing(error: Exception) -> Script:
-    """Raises as Serve does what was raised in a replica."""
-
-    async def fail(job: RenderJob) -> AsyncIterator[Progress | Rendered]:
-        yield Progress("diffusion", 1, 2)
-        raise RayTaskError("generate", "Traceback of the replica: secret", error).as_instanceof_cause()
-
-    return fail
-
-
-async def die(job: RenderJob) -> AsyncIterator[Progress | Rendered]:
-    yield Progress("diffusion", 1, 2)
-    raise ActorDiedError
-
-
-def submission(request_id: str | None = None, **changes: Any) -> Submission:
-    song = GenerationParams("piano", "", 1.0, seed=3)
-    return dataclasses.replace(
-        Submission(request_id or uuid.uuid4().hex, (song,), "wav", {"prompt": "piano"}), **changes
-    )
-
-
-class Manager(JobManager):
-    def __del__(self) -> None:  # type: ignore[override]
-        """Serve awaits the finaliser of a JobManager; Python itself would not."""
-
-
-class House:
-    """A JobManager on a folder, which may be closed and opened again."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.generator = ScriptedGenerator(sing)
-        nano = ModelSpec("nano", str(NANO_PATH))
-        self.config = JobManagerConfig(
-            folders=Folders(root / "state", root / "outputs", "./outputs"),
-            models=Models(nano, {"nano": nano}),
-            build_id="b",
-            max_in_flight_per_size=1,
-            queue_size=5,
-            job_timeout_s=60,
-            result_ttl_s=3600,
-            row_ttl_s=7200,
-        )
-        self.manager: JobManager
-
-    async def open(self, **changes: Any) -> None:
-        self.config = dataclasses.replace(self.config, **changes)
-        manager = Manager.__new__(Manager)  # as Serve does: the constructor is a coroutine
-        starting: Any = JobManager.__init__(manager, self.config, self.generator, ScriptedTextEncoder())
-        await starting
-        self.manager = manager
-
-    async def close(self) -> None:
-        await self.manager.stop()
-
-    async def submit(self, **changes: Any) -> str:
-        return (await self.manager.submit(submission(**changes))).request_id
-
-    async def end_of(self, request_id: str) -> JobView:
-        view = await self.manager.wait(request_id, 10)
-        assert view.ended, view
-        return view
-
-    async def until_running(self, request_id: str) -> None:
-        async def runs() -> bool:
-            return (await self.manager.status(request_id)).status == "processing"
-
-        await until(runs)
-
-    def files(self) -> list[str]:
-        """What lies there of jobs."""
-        folders = ("state/results", "state/latents", "state/sources", "outputs")
-        return [str(p.relative_to(self.root)) for folder in folders for p in (self.root / folder).rglob("*")]
-
-
-@pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[House]:
-    house = House(tmp_path)
-    await house.open()
-    yield house
-    await house.close()
-
-
-async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(10):
-        while not await condition():  # noqa: ASYNC110  # it is on the disk, where no event tells of it
-            await asyncio.sleep(0.01)
+from tests.deployments.house import (
+    AUDIO,
+    SONG,
+    House,
+    Message,
+    Script,
+    die,
+    failing,
+    sing,
+    sing_for_ever,
+    submission,
+    until,
+)
 
 
 async def test_a_replica_that_dies_twice_is_forgiven(house: House) -> None:
     deaths = 0
 
-    async def die_twice(job: RenderJob) -> AsyncIterator[Progress | Rendered]:
+    async def die_twice(job: RenderJob) -> AsyncIterator[Message]:
         nonlocal deaths
         deaths += 1
         async for message in die(job) if deaths <= 2 else sing(job):
@@ -278,7 +125,7 @@ async def test_who_waits_with_a_known_key_gets_the_audio_that_is_there(house: Ho
     for _ in range(2):
         answers = [answer async for answer in house.manager.submit_and_wait(asked, 10, wants_audio=True)]
         assert isinstance(answers[-1], AudioFile)
-        assert answers[-1].audio.tobytes() == SONG.audio.tobytes()
+        assert answers[-1].audio.tobytes() == AUDIO.tobytes()
     assert len(house.generator.started) == 1
 
 
@@ -350,7 +197,7 @@ async def test_a_poisonous_job_does_not_use_up_its_neighbours_attempts(house: Ho
     poison = uuid.uuid4().hex
     death = asyncio.Event()  # of the replica that they share
 
-    async def share_a_replica(job: RenderJob) -> AsyncIterator[Progress | Rendered]:
+    async def share_a_replica(job: RenderJob) -> AsyncIterator[Message]:
         nonlocal death
         mine = death
         yield Progress("diffusion", 1, 2)
@@ -362,6 +209,7 @@ async def test_a_poisonous_job_does_not_use_up_its_neighbours_attempts(house: Ho
         await asyncio.wait([asyncio.ensure_future(mine.wait())], timeout=0.1)
         if mine.is_set():
             raise ActorDiedError
+        yield AUDIO
         yield SONG
 
     house.generator.script = share_a_replica
@@ -377,7 +225,7 @@ async def test_last_attempts_run_one_at_a_time(house: House) -> None:
     attempts: dict[str, int] = {}
     together: set[str] = set()
 
-    async def die_twice(job: RenderJob) -> AsyncIterator[Progress | Rendered]:
+    async def die_twice(job: RenderJob) -> AsyncIterator[Message]:
         attempts[job.request_id] = attempts.get(job.request_id, 0) + 1
         if attempts[job.request_id] < 3:
             raise ActorDiedError
@@ -386,6 +234,7 @@ async def test_last_attempts_run_one_at_a_time(house: House) -> None:
         yield Progress("diffusion", 1, 2)
         await asyncio.sleep(0.01)
         together.clear()
+        yield AUDIO
         yield SONG
 
     house.generator.script = die_twice
@@ -397,9 +246,9 @@ def batch(*seeds: int) -> tuple[GenerationParams, ...]:
     return tuple(GenerationParams("piano", "", 1.0, seed=seed) for seed in seeds)
 
 
-def song_of(job: RenderJob) -> Rendered:
-    """Audio that tells its seed."""
-    return dataclasses.replace(SONG, audio=np.full(4, job.params.seed, np.uint8))
+def audio_of(job: RenderJob) -> ByteArray:
+    """That tells its seed."""
+    return np.full(4, job.params.seed, np.uint8)
 
 
 async def test_the_songs_of_a_job_are_made_at_the_same_time_and_each_is_its_own(house: House) -> None:
@@ -407,10 +256,11 @@ async def test_the_songs_of_a_job_are_made_at_the_same_time_and_each_is_its_own(
     await house.open(max_in_flight_per_size=3)
     together = asyncio.Barrier(3)
 
-    async def sing_together(job: RenderJob) -> AsyncIterator[Progress | Rendered]:
+    async def sing_together(job: RenderJob) -> AsyncIterator[Message]:
         yield Progress("diffusion", 1, 2)
         await together.wait()
-        yield song_of(job)
+        yield audio_of(job)
+        yield SONG
 
     house.generator.script = sing_together
     view = await house.end_of(await house.submit(songs=batch(5, 6, 7), save_file=True))
@@ -436,12 +286,13 @@ async def test_a_lost_replica_repeats_only_the_songs_that_are_missing(house: Hou
     await house.open(max_in_flight_per_size=3)
     made: list[int] = []
 
-    async def die_once_of_six(job: RenderJob) -> AsyncIterator[Progress | Rendered]:
+    async def die_once_of_six(job: RenderJob) -> AsyncIterator[Message]:
         made.append(job.params.seed)
         yield Progress("diffusion", 1, 2)
         if made.count(6) == 1 and job.params.seed == 6:
             raise ActorDiedError
-        yield song_of(job)
+        yield audio_of(job)
+        yield SONG
 
     house.generator.script = die_once_of_six
     assert (await house.end_of(await house.submit(songs=batch(5, 6, 7)))).outcome == "completed"
@@ -452,7 +303,7 @@ async def test_a_song_that_fails_ends_the_others_of_its_job(house: House) -> Non
     await house.close()
     await house.open(max_in_flight_per_size=2)
 
-    async def fail_six(job: RenderJob) -> AsyncIterator[Progress | Rendered]:
+    async def fail_six(job: RenderJob) -> AsyncIterator[Message]:
         yield Progress("diffusion", 1, 2)
         script = failing(NumericalError("NaN")) if job.params.seed == 6 else sing_for_ever
         async for message in script(job):
@@ -470,11 +321,12 @@ async def test_a_job_is_as_far_as_its_slowest_song_and_ends_as_a_whole_when_it_i
     await house.close()
     await house.open(max_in_flight_per_size=2)
 
-    async def sing_by_seed(job: RenderJob) -> AsyncIterator[Progress | Rendered]:
+    async def sing_by_seed(job: RenderJob) -> AsyncIterator[Message]:
         yield Progress("diffusion", job.params.seed, 10)
         if job.params.seed < 9:
             await asyncio.Event().wait()
-        yield song_of(job)
+        yield audio_of(job)
+        yield SONG
 
     house.generator.script = sing_by_seed
     request_id = await house.submit(songs=batch(9, 5, 7))
@@ -556,7 +408,7 @@ async def test_who_waits_hears_of_the_acceptance_and_then_gets_the_audio(house: 
     assert isinstance(accepted, JobView)
     assert isinstance(ended, AudioFile)
     assert (accepted.status, ended.view.outcome) == ("pending", "completed")
-    assert ended.audio.tobytes() == SONG.audio.tobytes()
+    assert ended.audio.tobytes() == AUDIO.tobytes()
     assert (await house.manager.status(accepted.request_id)) == ended.view
     assert f"state/results/{accepted.request_id}_0.wav" in house.files()
 
@@ -602,9 +454,10 @@ async def test_a_cancelled_job_that_waited_never_runs(house: House) -> None:
 async def test_a_result_that_comes_after_the_cancel_is_thrown_away(house: House) -> None:
     release = asyncio.Event()
 
-    async def sing_slowly(job: RenderJob) -> AsyncIterator[Progress | Rendered]:
+    async def sing_slowly(job: RenderJob) -> AsyncIterator[Message]:
         yield Progress("diffusion", 1, 2)
         await release.wait()
+        yield AUDIO
         yield SONG
 
     house.generator.script = sing_slowly
@@ -623,7 +476,7 @@ async def test_a_completed_job_cannot_be_cancelled(house: House) -> None:
     await house.end_of(request_id)
     with pytest.raises(JobEndedError):
         await house.manager.cancel(request_id)
-    assert (await house.manager.result(request_id)).audio.tobytes() == SONG.audio.tobytes()
+    assert (await house.manager.result(request_id)).audio.tobytes() == AUDIO.tobytes()
 
 
 async def test_a_caller_who_leaves_while_it_is_accepted_leaves_a_job_that_runs(house: House) -> None:
