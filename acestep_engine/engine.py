@@ -4,8 +4,6 @@ import itertools
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Self
 
@@ -15,15 +13,15 @@ from torch import Tensor
 from acestep_engine import tasks
 from acestep_engine.adapters import AdapterLoader, AdapterShelf
 from acestep_engine.audio import SourceAudio
-from acestep_engine.batch import Batch, Share
+from acestep_engine.batch import Batch
 from acestep_engine.calibrate import Calibration, compiling_pays, measure_decoding, measure_forwards
 from acestep_engine.checkpoint import TRANSFORMER, check_folder
 from acestep_engine.context import ContextBuilder
-from acestep_engine.decode import OVERLAPPED_OVER_S, Decoding, check_finite, check_latents
+from acestep_engine.decode import OVERLAPPED_OVER_S, Decoding, check_latents
 from acestep_engine.devices import Pacer, free_memory, pick_device, pick_dtype
 from acestep_engine.errors import Cancelled, EngineError, ParameterError
+from acestep_engine.live_request import LiveRequest
 from acestep_engine.model.autoencoder import MusicAutoencoder
-from acestep_engine.model.low_rank import WeightedAdapter
 from acestep_engine.model.packing import Context
 from acestep_engine.model.transformer import Transformer
 from acestep_engine.offload import Residency
@@ -43,30 +41,6 @@ from acestep_engine.tasks.state import TaskState
 UNBOUNDED = sys.maxsize
 DEFAULT_ADAPTER_LIMITS = AdapterLimits()
 ATTEMPTS_ALONE = 2  # of a unit that runs out of memory although nobody shares it
-
-
-@dataclass(eq=False)
-class _Request:
-    """A request in the engine. It waits to begin while `task` is None, and is decoded once `decoding` is not."""
-
-    request_id: str
-    params: GenerationParams
-    inputs: Inputs
-    adapter: WeightedAdapter | None
-    priority: int
-    task: TaskState | None = None
-    contexts: Sequence[Context] = ()
-    decoding: Decoding | None = None
-    began_at: float = 0.0
-    denoised_at: float = 0.0
-    heard_at: float = 0.0  # when its first audio was there
-    out_of_memory: int = 0  # times in a row that it did not fit, alone
-
-    def shares(self) -> list[Share]:
-        """What it brings to a forward: queries to the same context side by side."""
-        assert self.task is not None
-        grouped = groupby(self.task.queries(), key=lambda query: query.context)
-        return [Share(tuple(queries), self.contexts[context]) for context, queries in grouped]
 
 
 class Engine:
@@ -101,7 +75,7 @@ class Engine:
         self.calibration = calibration or self._measure()
         self.scheduler = Scheduler(self.calibration.max_tokens)
         self._pacer = Pacer(device)
-        self._requests: dict[str, _Request] = {}  # in order of arrival
+        self._requests: dict[str, LiveRequest] = {}  # in order of arrival
         self._most_begun = UNBOUNDED  # requests at a time, since one found no memory beside so many
 
     @classmethod
@@ -140,7 +114,7 @@ class Engine:
         if request_id in self._requests:
             raise ValueError(f"there is a request {request_id!r} already")
         adapter = self.adapters.weighted(params.active_adapter)
-        self._requests[request_id] = _Request(request_id, params, inputs, adapter, priority)
+        self._requests[request_id] = LiveRequest(request_id, params, inputs, adapter, priority)
 
     def abort(self, request_id: str) -> None:
         """Forget a request, if there is one of that id; what it held is free at once."""
@@ -242,7 +216,7 @@ class Engine:
                 break
         return events
 
-    def _try_to_begin(self, request: _Request) -> Exception | None:
+    def _try_to_begin(self, request: LiveRequest) -> Exception | None:
         """What went wrong with this request, if anything did."""
         try:
             self._begin(request)
@@ -252,7 +226,7 @@ class Engine:
             return error.with_traceback(None)
         return None
 
-    def _begin(self, request: _Request) -> None:
+    def _begin(self, request: LiveRequest) -> None:
         request.began_at = time.perf_counter()
         source = request.inputs.source
         latents = self._encode_source(source) if isinstance(source, SourceAudio) else _known_latents(source)
@@ -261,7 +235,7 @@ class Engine:
             request.contexts = self._build_contexts(request)
         request.task = task
 
-    def _build_contexts(self, request: _Request) -> list[Context]:
+    def _build_contexts(self, request: LiveRequest) -> list[Context]:
         """Those that the task's queries count."""
         params, inputs, adapter = request.params, request.inputs, request.adapter
         if params.task != "edit":
@@ -286,7 +260,7 @@ class Engine:
             begun = [request for request in begun if request.decoding is not None]
         return [self._demand(request) for request in begun]
 
-    def _demand(self, request: _Request) -> Demand:
+    def _demand(self, request: LiveRequest) -> Demand:
         per_frame = self.calibration.tokens_per_decoded_frame
         decoding, task = request.decoding, request.task
         if decoding is not None:
@@ -298,7 +272,7 @@ class Engine:
         work = task.rows_left * frames + round(frames * per_frame)
         return Demand(request.request_id, "forward", cost, work, request.priority)
 
-    def _forward(self, requests: Sequence[_Request]) -> list[Event]:
+    def _forward(self, requests: Sequence[LiveRequest]) -> list[Event]:
         with self._residency.use(self.transformer):
             shares = [request.shares() for request in requests]
             velocities = iter(self.batch.forward([share for of_one in shares for share in of_one]))
@@ -310,18 +284,18 @@ class Engine:
             request.task = task
         return self._report(requests)
 
-    def _report(self, requests: Sequence[_Request]) -> list[Event]:
+    def _report(self, requests: Sequence[LiveRequest]) -> list[Event]:
         """Tell how far they are, and begin to decode those that are through."""
         events: list[Event] = []
         for request in requests:
             task = request.task
             assert task is not None
-            events.append(Moved(request.request_id, _diffusion(request)))
+            events.append(Moved(request.request_id, request.diffusion()))
             if task.forwards_done == task.forwards:
                 events += self._begin_decoding(request, task)
         return events
 
-    def _begin_decoding(self, request: _Request, task: TaskState) -> list[Event]:
+    def _begin_decoding(self, request: LiveRequest, task: TaskState) -> list[Event]:
         request.denoised_at = time.perf_counter()
         overlapped = self.spec.overlapped_decode and request.params.duration_s > OVERLAPPED_OVER_S
         try:
@@ -332,27 +306,27 @@ class Engine:
             return [Failed(request.request_id, error.with_traceback(None))]
         request.contexts = ()  # their keys and values are not needed any more
         self.batch.forget_packings()
-        return [Moved(request.request_id, _decoding(request.decoding))]
+        return [Moved(request.request_id, request.decoding_progress())]
 
-    def _decode(self, request: _Request) -> list[Event]:
+    def _decode(self, request: LiveRequest) -> list[Event]:
         decoding, task = request.decoding, request.task
         assert decoding is not None
         assert task is not None
         with self._residency.use(self.autoencoder):
             audio = decoding.advance()
-        events: list[Event] = [Moved(request.request_id, _decoding(decoding))]
+        events: list[Event] = [Moved(request.request_id, request.decoding_progress())]
         try:  # past this window, which cannot be tried again
             if audio is not None:
-                events.append(_heard(request, audio.cpu(), decoding.samples))
+                events.append(request.heard(audio.cpu()))
             if decoding.windows_done == decoding.windows:
-                events.append(_finished(request, task.latents))
+                events.append(request.finished(task.latents.float().cpu()))
                 del self._requests[request.request_id]
         except (EngineError, torch.OutOfMemoryError) as error:
             self.abort(request.request_id)
             return [Failed(request.request_id, error.with_traceback(None))]
         return events
 
-    def _recover(self, requests: Sequence[_Request], failure: RuntimeError, cost: int) -> list[Event]:
+    def _recover(self, requests: Sequence[LiveRequest], failure: RuntimeError, cost: int) -> list[Event]:
         """After a unit that failed and changed nothing: have it done in smaller parts, or give up the one it was of."""
         self.batch.forget_packings()
         exhausted = isinstance(failure, torch.OutOfMemoryError)
@@ -371,7 +345,7 @@ class Engine:
         self.abort(request.request_id)
         return [Failed(request.request_id, failure)]
 
-    def _retry_alone(self, request: _Request) -> list[Event]:
+    def _retry_alone(self, request: LiveRequest) -> list[Event]:
         """The forward of one of those whose shared forward failed, so that only whose fault it was fails."""
         try:
             return self._forward([request])
@@ -402,30 +376,3 @@ def _known_latents(source: Latents | None) -> Tensor | None:
     latents = torch.tensor(source)
     check_latents(latents)
     return latents[..., : latent_frames(MAX_DURATION_S)]
-
-
-def _diffusion(request: _Request) -> Progress:
-    assert request.task is not None
-    return Progress("diffusion", request.task.forwards_done, request.task.forwards)
-
-
-def _decoding(decoding: Decoding) -> Progress:
-    return Progress("decoding", decoding.windows_done, decoding.windows)
-
-
-def _heard(request: _Request, audio: Tensor, song_samples: int) -> Decoded:
-    """Raises NumericalError."""
-    check_finite(audio)
-    request.heard_at = request.heard_at or time.perf_counter()
-    return Decoded(request.request_id, audio.numpy(), song_samples)
-
-
-def _finished(request: _Request, latents: Tensor) -> Finished:
-    on_host = latents.float().cpu().numpy()
-    finished_at = time.perf_counter()
-    timings = Timings(
-        diffusion_s=request.denoised_at - request.began_at,
-        decode_s=finished_at - request.denoised_at,
-        first_audio_s=request.heard_at - request.denoised_at,
-    )
-    return Finished(request.request_id, on_host, timings)

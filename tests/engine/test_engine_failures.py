@@ -274,6 +274,6 @@ def test_a_song_that_cannot_be_decoded_fails_alone(
 
 
 def test_audio_that_does_not_fit_is_a_failure_not_a_silence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("acestep_engine.engine.check_finite", short_once(check_finite))
+    monkeypatch.setattr("acestep_engine.live_request.check_finite", short_once(check_finite))
     events = run(small_engine(), {"one": KINDS["usual"]})
     assert isinstance(failures(events)["one"], torch.OutOfMemoryError)
