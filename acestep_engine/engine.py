@@ -31,10 +31,9 @@ from acestep_engine.params import (
     GenerationParams,
     ModelSpec,
     Progress,
-    Timings,
     latent_frames,
 )
-from acestep_engine.requests import Decoded, Event, Failed, Finished, Inputs, Latents, Moved, Song, songs_of
+from acestep_engine.requests import Event, Failed, Finished, Inputs, Latents, Moved, Song, songs_of
 from acestep_engine.schedule import Demand, Scheduler
 from acestep_engine.tasks.state import TaskState
 

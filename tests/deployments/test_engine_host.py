@@ -16,7 +16,7 @@ from acestep_engine.lora import read_adapter
 from acestep_engine.model.config import read_transformer_config
 from acestep_engine.model.low_rank import PlacedAdapter
 from acestep_engine.params import Adapter, AdapterLimits, GenerationParams, ModelSpec
-from acestep_engine.requests import Inputs, Latents, Song
+from acestep_engine.requests import Finished, Inputs, Latents
 from deployments.engine_host import Call, EngineHost
 from tests.nano_lora import save_nano_lora
 
@@ -62,16 +62,18 @@ def call(params: GenerationParams, adapter: Adapter | None = None) -> Call:
     ids = np.array([1, 5, 9], dtype=np.int64)
     inputs = Inputs(Conditioning(text, None, ids, np.ones_like(ids)))
     params = replace(params, adapter=adapter)
-    return Call(f"{id(params)}-{params.seed}", SPEC, params, inputs, 0, lambda progress: None, Future())
+    return Call(
+        f"{id(params)}-{params.seed}", SPEC, params, inputs, 0, lambda progress: None, lambda heard: None, Future()
+    )
 
 
-def submit(host: EngineHost, params: GenerationParams, adapter: Adapter | None = None) -> "Future[Song]":
+def submit(host: EngineHost, params: GenerationParams, adapter: Adapter | None = None) -> "Future[Finished]":
     submitted = call(params, adapter)
     host.submit(submitted)
-    return submitted.song
+    return submitted.end
 
 
-def latents(song: "Future[Song]") -> Latents:
+def latents(song: "Future[Finished]") -> Latents:
     return song.result(TIMEOUT_S).latents
 
 
@@ -120,7 +122,7 @@ def test_a_call_that_waits_for_its_adapter_can_be_aborted(
     host.abort(first)
     gate.open.set()
     latents(submit(host, SONG, adapters[0]))
-    assert first.song.cancelled()
+    assert first.end.cancelled()
 
 
 def test_another_model_waits_for_those_who_wait_for_an_adapter(
@@ -137,3 +139,14 @@ def test_another_model_waits_for_those_who_wait_for_an_adapter(
         unseen.result(TIMEOUT_S)
     loaded.result(TIMEOUT_S)
     latents(latents_before)
+
+
+def test_what_is_decoded_is_told_before_the_end(host: EngineHost) -> None:
+    told: list[int | None] = []
+    heard = replace(call(replace(SONG, duration_s=12.0)), on_audio=lambda heard: told.append(heard.samples.shape[1]))
+    heard.end.add_done_callback(lambda end: told.append(None))
+    host.submit(heard)
+    latents(heard.end)
+    assert told[-1] is None
+    assert len(told) > 2
+    assert sum(filter(None, told)) / 48_000 == pytest.approx(12.0, abs=0.1)
