@@ -13,6 +13,7 @@ from ray.serve.handle import DeploymentHandle
 
 from acestep_engine.params import Progress
 from deployments.admission import Admission
+from deployments.autoscaling import WANTED_SONGS
 from deployments.failures import CANCELLED, EXPIRED
 from deployments.fleet import Fleet
 from deployments.growing_audio import READ_BYTES
@@ -59,7 +60,7 @@ class JobManagerConfig:
     folders: Folders
     models: Models
     build_id: str
-    max_in_flight_per_size: int  # songs of one size that all Generator replicas there could be take at a time
+    songs_per_size: int  # songs of one size that a Generator replica is given at a time
     queue_size: int
     job_timeout_s: float
     result_ttl_s: float
@@ -95,7 +96,7 @@ class JobManager:
             on_end=self._on_end,
         )
         self._jobs: dict[str, LiveJob] = {}  # all that have not ended
-        self._waiting = WaitingJobs(config.max_in_flight_per_size)  # those with songs that nobody makes yet
+        self._waiting = WaitingJobs(config.songs_per_size)  # those with songs that nobody makes yet
         self._admission = Admission(
             self._store,
             self._files,
@@ -244,9 +245,15 @@ class JobManager:
         """From memory: the replicas report by themselves."""
         return self._fleet.status(len(self._waiting))
 
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """What the scaling policy goes by; Serve asks again and again."""
+        songs = sum(song.result is None for job in self._jobs.values() for song in job.songs)
+        return {WANTED_SONGS: float(songs)}
+
     async def report(self, state: ReplicaState) -> None:
         """Called by every Generator replica once a second."""
         self._fleet.note(state)
+        self._start_jobs()
 
     async def initialize(self, name: str | None, options: Mapping[str, Any]) -> ServiceStatus:
         """Serve another model, or the same with other options, from the next job on. No job starts meanwhile.
@@ -299,7 +306,12 @@ class JobManager:
         return job
 
     def _start_jobs(self) -> None:
-        """Start every song that may. Serve sees those that wait for a Generator as demand to scale on."""
+        """Start every song that may: as many as the replicas there are can take, so that the others keep their order.
+
+        Without any replica, those that one could take ask Serve for it.
+        """
+        replicas = len(self._fleet.status(len(self._waiting)).replicas)
+        self._waiting.max_in_flight_per_size = self._config.songs_per_size * max(1, replicas)
         while not self._model_changes and (request_id := self._waiting.start_next()) is not None:
             job = self._jobs[request_id]
             if not job.running:

@@ -38,7 +38,7 @@ class WaitingJobs:
     """
 
     def __init__(self, max_in_flight_per_size: int) -> None:
-        self._max_in_flight_per_size = max_in_flight_per_size
+        self.max_in_flight_per_size = max_in_flight_per_size
         self._jobs: dict[str, _Waiting] = {}  # by id
         self._line: list[_Waiting] = []  # the same, in order
         self._running: dict[float, int] = {}  # how many songs of each size
@@ -62,7 +62,7 @@ class WaitingJobs:
     def start_next(self) -> str | None:
         """The job whose song is the first that may start. It runs from now on, until `end` says that it does not."""
         for job in self._line:
-            if self._running.get(job.size_s, 0) < self._max_in_flight_per_size:
+            if self._running.get(job.size_s, 0) < self.max_in_flight_per_size:
                 self._running[job.size_s] = self._running.get(job.size_s, 0) + 1
                 job.begun = True
                 job.songs -= 1

@@ -25,6 +25,7 @@ from serve_app.settings import Settings
 MANY_REQUESTS = 10_000  # the JobManager bounds its queue itself; Serve's default of 5 would be a bottleneck
 JOB_MANAGER_GRACE_S = 10.0  # its jobs run in its next life
 HEALTH_CHECK_PERIOD_S = 5.0
+LOOK_BACK_S = 15.0  # Serve wants it over its own 10 s between reports
 SONGS_PER_REPLICA = 2  # on average, before Serve adds a replica: each song more makes the others of a GPU slower
 MIB = 2**20
 SIZES = 5  # of songs, by which the JobManager lets them start
@@ -53,7 +54,7 @@ def build_app(settings: Settings) -> Application:
         folders=Folders(resolved.state_dir, resolved.output_dir, _shown(settings.output_dir)),
         models=models,
         build_id=uuid.uuid4().hex,
-        max_in_flight_per_size=placement.max_replicas * settings.generator.songs_per_size,
+        songs_per_size=settings.generator.songs_per_size,
         queue_size=settings.limits.queue_size,
         job_timeout_s=settings.jobs.job_timeout_s,
         result_ttl_s=settings.jobs.result_ttl_s,
@@ -61,7 +62,8 @@ def build_app(settings: Settings) -> Application:
     )
     job_manager = serve.deployment(JobManager).options(
         name=JOB_MANAGER,
-        num_replicas=1,
+        # One, always. That it is counted as autoscaled is what brings its figures to the scaling policy.
+        autoscaling_config=AutoscalingConfig(min_replicas=1, max_replicas=1, look_back_period_s=LOOK_BACK_S),
         max_ongoing_requests=MANY_REQUESTS,
         ray_actor_options={"num_cpus": 0},
         graceful_shutdown_timeout_s=JOB_MANAGER_GRACE_S,
@@ -89,9 +91,9 @@ def _generator(settings: Settings, placement: Placement, models: Models, logging
             min_replicas=placement.min_replicas,
             max_replicas=placement.max_replicas,
             target_ongoing_requests=SONGS_PER_REPLICA,
-            look_back_period_s=15,  # Serve wants it over its own 10 s between reports
+            look_back_period_s=LOOK_BACK_S,
             upscale_delay_s=2,
-            downscale_delay_s=300,  # a model takes long to load
+            downscale_delay_s=settings.generator.downscale_delay_s,
         ),
         max_ongoing_requests=settings.generator.songs_per_size * SIZES,
         ray_actor_options={"num_cpus": placement.generator_cpus, "num_gpus": placement.generator_gpus},

@@ -30,6 +30,7 @@ class GeneratorSettings(Section):
     loras_on_gpu: Annotated[int, Field(ge=1, le=1_000)] = 8  # adapters that a replica keeps in its memory at most...
     loras_mb: Megabytes = 4_096  # ...and how much of those that no song uses
     songs_per_size: Annotated[int, Field(ge=1, le=64)] = 8  # that a replica works on at a time, of each of five sizes
+    downscale_delay_s: Annotated[float, Field(ge=0)] = 300.0  # a model takes long to load
     graceful_shutdown_timeout_s: Annotated[float, Field(ge=0)] = 600.0
 
 

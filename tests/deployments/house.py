@@ -134,7 +134,7 @@ class House:
             folders=Folders(root / "state", root / "outputs", "./outputs"),
             models=Models(nano, {"nano": nano}),
             build_id="b",
-            max_in_flight_per_size=1,
+            songs_per_size=1,
             queue_size=5,
             job_timeout_s=60,
             result_ttl_s=3600,

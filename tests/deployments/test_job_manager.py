@@ -14,6 +14,7 @@ from ray.exceptions import ActorDiedError
 
 from acestep_engine.errors import NumericalError
 from acestep_engine.params import GenerationParams, Progress
+from deployments.autoscaling import WANTED_SONGS
 from deployments.failures import GpuMemoryError
 from deployments.messages import (
     AudioFile,
@@ -129,6 +130,18 @@ async def test_who_waits_with_a_known_key_gets_the_audio_that_is_there(house: Ho
     assert len(house.generator.started) == 1
 
 
+async def test_every_replica_that_is_there_gets_its_songs_and_the_others_keep_their_order(house: House) -> None:
+    house.generator.script = sing_for_ever
+    first, second, third = [await house.submit() for _ in range(3)]
+    await house.until_running(first)
+    assert (await house.manager.status(second)).position == 0
+    assert house.manager.record_autoscaling_stats() == {WANTED_SONGS: 3.0}
+    for name in ("one", "two"):
+        await house.manager.report(ReplicaState(name, "nano", "cpu"))
+    await house.until_running(second)
+    assert (await house.manager.status(third)).position == 0
+
+
 async def test_priorities_outlive_the_job_manager(house: House) -> None:
     house.generator.script = sing_for_ever
     await house.until_running(await house.submit())
@@ -165,7 +178,7 @@ async def test_jobs_start_in_the_order_they_came(house: House) -> None:
 
 async def test_no_more_jobs_of_one_size_run_at_once_than_may(house: House) -> None:
     await house.close()
-    await house.open(max_in_flight_per_size=2)
+    await house.open(songs_per_size=2)
     house.generator.script = sing_for_ever
     ids = [await house.submit() for _ in range(4)]
     await house.until_running(ids[1])
@@ -193,7 +206,7 @@ async def test_long_songs_that_fill_the_server_never_keep_a_short_one_waiting(ho
 
 async def test_a_poisonous_job_does_not_use_up_its_neighbours_attempts(house: House) -> None:
     await house.close()
-    await house.open(max_in_flight_per_size=4)
+    await house.open(songs_per_size=4)
     poison = uuid.uuid4().hex
     death = asyncio.Event()  # of the replica that they share
 
@@ -221,7 +234,7 @@ async def test_a_poisonous_job_does_not_use_up_its_neighbours_attempts(house: Ho
 
 async def test_last_attempts_run_one_at_a_time(house: House) -> None:
     await house.close()
-    await house.open(max_in_flight_per_size=4)
+    await house.open(songs_per_size=4)
     attempts: dict[str, int] = {}
     together: set[str] = set()
 
@@ -253,7 +266,7 @@ def audio_of(job: RenderJob) -> ByteArray:
 
 async def test_the_songs_of_a_job_are_made_at_the_same_time_and_each_is_its_own(house: House) -> None:
     await house.close()
-    await house.open(max_in_flight_per_size=3)
+    await house.open(songs_per_size=3)
     together = asyncio.Barrier(3)
 
     async def sing_together(job: RenderJob) -> AsyncIterator[Message]:
@@ -283,7 +296,7 @@ async def test_a_job_of_more_songs_than_there_are_places_makes_them_one_after_th
 
 async def test_a_lost_replica_repeats_only_the_songs_that_are_missing(house: House) -> None:
     await house.close()
-    await house.open(max_in_flight_per_size=3)
+    await house.open(songs_per_size=3)
     made: list[int] = []
 
     async def die_once_of_six(job: RenderJob) -> AsyncIterator[Message]:
@@ -301,7 +314,7 @@ async def test_a_lost_replica_repeats_only_the_songs_that_are_missing(house: Hou
 
 async def test_a_song_that_fails_ends_the_others_of_its_job(house: House) -> None:
     await house.close()
-    await house.open(max_in_flight_per_size=2)
+    await house.open(songs_per_size=2)
 
     async def fail_six(job: RenderJob) -> AsyncIterator[Message]:
         yield Progress("diffusion", 1, 2)
@@ -319,7 +332,7 @@ async def test_a_song_that_fails_ends_the_others_of_its_job(house: House) -> Non
 
 async def test_a_job_is_as_far_as_its_slowest_song_and_ends_as_a_whole_when_it_is_cancelled(house: House) -> None:
     await house.close()
-    await house.open(max_in_flight_per_size=2)
+    await house.open(songs_per_size=2)
 
     async def sing_by_seed(job: RenderJob) -> AsyncIterator[Message]:
         yield Progress("diffusion", job.params.seed, 10)

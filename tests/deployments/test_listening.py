@@ -192,7 +192,7 @@ async def test_a_song_that_cannot_be_kept_has_no_end_to_be_heard(house: House) -
 
 async def test_each_song_of_a_job_is_heard_on_its_own(house: House) -> None:
     await house.close()
-    await house.open(max_in_flight_per_size=2)
+    await house.open(songs_per_size=2)
 
     async def sing_the_seed(job: RenderJob) -> AsyncIterator[Message]:
         yield part(job.params.seed)
