@@ -114,18 +114,23 @@ def find_adapter(path: Path) -> Path:
     raise AdapterError(f"{path.name} has none of {', '.join(WEIGHT_NAMES)}; it holds {held}")
 
 
-def read_adapter(path: Path, model: TransformerConfig) -> AdapterContent:
+def read_adapter(path: Path, model: TransformerConfig, root: Path | None = None) -> AdapterContent:
     """Read and check all of an adapter. The same bytes are checked, digested and answered.
+
+    With a `root`, no file outside of it is opened, wherever links lead.
 
     Raises AdapterError naming what is wrong: a file that is none, a tensor that fits no module of the model or has the
     wrong shape, an inconsistent rank, values that are not finite, a kind of adapter that cannot be applied.
     """
     weights = find_adapter(path)
+    beside = weights.parent / CONFIG_NAME
+    for place in (path, weights, beside):
+        if root is not None and not place.resolve().is_relative_to(root.resolve()):
+            raise AdapterError(f"{place.name} leads out of the folder for adapters")
     sizes = adaptable_modules(model)
     # Every module of every kind, in float32: nothing larger can be an adapter of this model.
     most = sum(4 * MAX_RANK * (out + into) for out, into in sizes.values())
     content = _read(weights, most)
-    beside = weights.parent / CONFIG_NAME
     config_bytes = _read(beside, MAX_CONFIG_BYTES) if beside.exists() else None
     file = parse_safetensors(weights.name, content)
     config = read_lora_config(weights.name, config_bytes, file.metadata.get(METADATA_KEY))

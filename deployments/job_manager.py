@@ -18,6 +18,7 @@ from deployments.failures import CANCELLED, EXPIRED
 from deployments.fleet import Fleet
 from deployments.growing_audio import READ_BYTES
 from deployments.live_jobs import LiveJob
+from deployments.loras import LoraRegistry
 from deployments.messages import (
     AudioFile,
     AudioPart,
@@ -28,6 +29,7 @@ from deployments.messages import (
     JobNotEndedError,
     JobNotFoundError,
     JobView,
+    LoraInfo,
     QueueStatus,
     ReplicaState,
     ServiceError,
@@ -59,6 +61,7 @@ class JobManagerConfig:
 
     folders: Folders
     models: Models
+    loras: Mapping[str, str]  # name to absolute path
     build_id: str
     songs_per_size: int  # songs of one size that a Generator replica is given at a time
     queue_size: int
@@ -85,6 +88,7 @@ class JobManager:
             ) from error
         self._store: JobStore = await SqliteStore.open(config.folders.store)
         self._fleet = Fleet(self._store, config.models, config.build_id, generator, text_encoder)
+        self._loras = LoraRegistry(self._store, lambda: self._fleet.spec)
         self._runner = Runner(
             self._store,
             self._files,
@@ -255,6 +259,18 @@ class JobManager:
         self._fleet.note(state)
         self._start_jobs()
 
+    async def loras(self) -> tuple[LoraInfo, ...]:
+        """The registered adapters, from memory."""
+        return self._loras.listed()
+
+    async def register_lora(self, name: str, path: str, root: str) -> LoraInfo:
+        """Let requests name the adapter at `path`, under `root`. Raises LoraRefusedError, StorageError."""
+        return await self._to_its_end(self._loras.register(name, path, root))
+
+    async def remove_lora(self, name: str) -> None:
+        """Let no request name it any more. Raises LoraNotFoundError, StorageError."""
+        await self._to_its_end(self._loras.remove(name))
+
     async def initialize(self, name: str | None, options: Mapping[str, Any]) -> ServiceStatus:
         """Serve another model, or the same with other options, from the next job on. No job starts meanwhile.
 
@@ -288,6 +304,7 @@ class JobManager:
 
     async def _recover(self) -> None:
         await self._fleet.restore()
+        await self._loras.restore(self._config.loras)
         rows = await self._store.unfinished()
         for row in rows:
             self._enqueue(dataclasses.replace(row, status="pending", started_at=None))

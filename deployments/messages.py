@@ -211,6 +211,19 @@ class ServiceStatus:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class LoraInfo:
+    """A registered LoRA adapter. `digest` is the sha256 of its files, `modules` the kinds of modules it adapts."""
+
+    name: str
+    digest: str
+    path: str  # absolute, on every node that has a Generator
+    rank: int  # the largest
+    modules: tuple[str, ...]
+    nbytes: int
+    stamp: str  # of its file, to notice a change without reading it
+
+
 class ServiceError(Exception):
     """Base of what the JobManager answers instead of a result. Arguments survive pickling.
 
@@ -224,6 +237,8 @@ class ServiceError(Exception):
     ├── SourceGoneError       what a song was to begin from is unknown or no longer kept
     ├── QueueFullError
     ├── KeyConflictError      its key belongs to a job that was asked for in other words
+    ├── LoraNotFoundError     no adapter is registered under this name
+    ├── LoraRefusedError      an adapter cannot be registered, and why
     ├── ModelUnavailableError the asked model is not configured or cannot be loaded
     └── StorageError          the job store or its disk cannot be written just now; nothing was accepted
     """
@@ -275,6 +290,15 @@ class KeyConflictError(ServiceError):
     def __init__(self, key: str) -> None:
         super().__init__(key)
         self.key = key
+
+
+class LoraNotFoundError(ServiceError):
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+
+class LoraRefusedError(ServiceError): ...
 
 
 class ModelUnavailableError(ServiceError): ...

@@ -45,6 +45,7 @@ def build_app(settings: Settings) -> Application:
             "output_dir": _absolute(settings.output_dir),
             "state_dir": _absolute(settings.state_dir),
             "audio_root": None if settings.audio_root is None else _absolute(settings.audio_root),
+            "lora_root": None if settings.lora_root is None else _absolute(settings.lora_root),
         }
     )
     quiet = LoggingConfig(log_level=settings.log_level, enable_access_log=False)
@@ -53,6 +54,7 @@ def build_app(settings: Settings) -> Application:
     config = JobManagerConfig(
         folders=Folders(resolved.state_dir, resolved.output_dir, _shown(settings.output_dir)),
         models=models,
+        loras={name: str(_absolute(Path(path))) for name, path in settings.loras.items()},
         build_id=uuid.uuid4().hex,
         songs_per_size=settings.generator.songs_per_size,
         queue_size=settings.limits.queue_size,

@@ -25,6 +25,8 @@ from deployments.messages import (
     JobNotFoundError,
     JobView,
     KeyConflictError,
+    LoraNotFoundError,
+    LoraRefusedError,
     ModelUnavailableError,
     QueueFullError,
     ServiceError,
@@ -89,6 +91,8 @@ TABLE: Mapping[type[Exception], tuple[int, str]] = {
     JobEndedError: (409, "job_ended"),
     QueueFullError: (429, "queue_full"),
     KeyConflictError: (422, "idempotency_key_reused"),
+    LoraNotFoundError: (404, "lora_not_found"),
+    LoraRefusedError: (422, "lora_refused"),
     ModelUnavailableError: (503, "model_unavailable"),
     StorageError: (503, "storage_unavailable"),
     ServiceError: (500, "internal_error"),
@@ -107,10 +111,13 @@ JOB_ERROR_STATUS: Mapping[str, int] = {
     "timeout": 504,
     "storage": 503,
     "model_unavailable": 503,
+    "adapter_changed": 409,
+    "adapter_unusable": 422,
 }
 
 FIXED_DETAILS: Mapping[str, str] = {
     "job_not_found": "there is no job with this id: it is unknown, malformed or long past",
+    "lora_not_found": "no adapter is registered under this name; GET /loras lists them",
     "source_gone": "what the song was to begin from is unknown or no longer kept",
     "idempotency_key_reused": "this Idempotency-Key belongs to a job that was asked for in other words: send a new key",
     "internal_error": "something failed inside the service; its log has the details under this request_id",
@@ -147,6 +154,8 @@ def problem_of(error: Exception) -> HttpProblem:
             detail = f"the job has no result: {job_error(error.view)}"
         case JobEndedError():
             detail = f"the job is {error.view.outcome or error.view.status}; it cannot be cancelled any more"
+        case LoraRefusedError():
+            detail = f"the adapter cannot be registered: {printable(str(error), 1_000)}"
         case QueueFullError():
             detail = f"{error.waiting} jobs wait, and the queue holds {error.limit}; ask again later"
             headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))

@@ -16,6 +16,8 @@ from serve_app.printable import show
 MIN_DURATION_S = 1.0
 MAX_SEEDS_LISTED = 64
 MAX_LISTED = 200  # entries of a list that are looked at
+LORA_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+NO_ADAPTER = "none"  # what lora_name_or_path says for none
 CONTEXT_FORM = "form"  # validation context: values are a form's strings, not JSON
 
 
@@ -161,10 +163,14 @@ def vocal_language(name: str) -> str:
         raise refuse(error.problem) from None
 
 
-def no_adapter(name: str) -> str:
-    if name.strip().lower() in ("", "none"):
-        return "none"
-    raise refuse(f"{show(name)} is not a registered adapter: no adapters are registered on this server, only 'none'")
+def lora_name(name: str) -> str:
+    if LORA_NAME.fullmatch(name) is None or name.lower() == NO_ADAPTER:
+        raise refuse(f"{show(name)} is no name: 1 to 64 letters, digits, dots, dashes and underscores, and not 'none'")
+    return name
+
+
+def adapter_name(name: str) -> str:
+    return NO_ADAPTER if name.strip().lower() in ("", NO_ADAPTER) else name.strip()
 
 
 def blank_is_null(value: object) -> object:
@@ -182,7 +188,8 @@ VocalLanguage = Annotated[
     BeforeValidator(blank_is_null),
     WithJsonSchema({"anyOf": [{"type": "string", "enum": [*LANGUAGES]}, {"type": "null"}]}),
 ]
-Adapter = Annotated[str, AfterValidator(no_adapter)]
+LoraName = Annotated[Text, AfterValidator(lora_name)]
+AdapterName = Annotated[Text, AfterValidator(adapter_name)]
 
 _INTEGERS = [{"type": "string"}, {"type": "array", "items": {"type": "integer"}}, {"type": "null"}]
 _SEEDS_SCHEMA = {"anyOf": [{"type": "integer", "minimum": -1, "maximum": MAX_SEED}, *_INTEGERS]}

@@ -22,6 +22,7 @@ from deployments.messages import (
     AudioFile,
     ByteArray,
     JobView,
+    LoraInfo,
     QueueStatus,
     ServiceError,
     ServiceStatus,
@@ -32,7 +33,7 @@ from serve_app import errors, openapi
 from serve_app.errors import BackendFailedError, BackendUnavailableError
 from serve_app.ids import REQUEST_ID
 from serve_app.printable import printable
-from serve_app.routes import admin, generate, jobs, uploads
+from serve_app.routes import admin, generate, jobs, loras, uploads
 from serve_app.service import JobManagerClient, Service, StatusWatch
 from serve_app.settings import Settings
 
@@ -110,7 +111,7 @@ def create_app(settings: Settings, job_manager: JobManagerClient, *, behind_prox
         lifespan=lifespan,
     )
     app.add_middleware(RequestFrame, behind_proxy=behind_proxy)
-    for router in (generate.router, uploads.router, jobs.router, admin.router):
+    for router in (generate.router, uploads.router, jobs.router, loras.router, admin.router):
         app.include_router(router)
     errors.install(app)
     openapi.install(app)
@@ -179,6 +180,17 @@ class HandleClient:
     async def service_status(self) -> ServiceStatus:
         status: ServiceStatus = await self._call("service_status")
         return status
+
+    async def loras(self) -> tuple[LoraInfo, ...]:
+        loras: tuple[LoraInfo, ...] = await self._call("loras")
+        return loras
+
+    async def register_lora(self, name: str, path: str, root: str) -> LoraInfo:
+        lora: LoraInfo = await self._call("register_lora", name, path, root)
+        return lora
+
+    async def remove_lora(self, name: str) -> None:
+        await self._call("remove_lora", name)
 
     async def initialize(self, name: str | None, options: dict[str, bool]) -> ServiceStatus:
         status: ServiceStatus = await self._call("initialize", name, options)

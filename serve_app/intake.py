@@ -14,6 +14,7 @@ from serve_app.bodies import Body, read_body
 from serve_app.errors import BackendError, BackendUnavailableError, job_problem, request_id_of
 from serve_app.fields import invalid
 from serve_app.idempotency import digest_of, key_of
+from serve_app.loras import find_adapter
 from serve_app.resolve import RouteRules, resolve
 from serve_app.schemas import GenerateRequest, parse_generate
 from serve_app.service import Service, service_of
@@ -55,7 +56,7 @@ async def read_submission(request: Request, intake: Intake) -> Submission:
     asked = _request_of(body, intake)
     found = await find_source(service, body, asked)
     rules = RouteRules(limits.batch_size, intake.usual_task, intake.defaults)
-    resolved = resolve(asked, found, rules)
+    resolved = resolve(asked, found, rules, await find_adapter(service, asked))
     needs_source = resolved.songs[0].task in SOURCE_TASKS
     return Submission(
         request_id=request_id_of(request),

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from acestep_engine.params import AudioFormat
 from deployments.messages import Outcome, Status
-from serve_app.schemas import GenerateRequest, InitializeRequest
+from serve_app.schemas import GenerateRequest, InitializeRequest, LoraRequest
 
 DESCRIPTION = """\
 Makes music from a description and lyrics, or from a song of yours, with the ACE-Step v1 model.
@@ -32,6 +32,7 @@ TAGS = [
     {"name": "Generate", "description": "Music from words."},
     {"name": "Generate from audio", "description": "Music from a song you upload."},
     {"name": "Jobs", "description": "Follow, fetch and cancel what was queued."},
+    {"name": "Adapters", "description": "LoRA adapters that requests may name."},
     {"name": "Service", "description": "Health, the model, ideas."},
 ]
 
@@ -132,6 +133,26 @@ class Initialized(Answer):
     notice: str | None
 
 
+class Lora(Answer):
+    """A registered LoRA adapter."""
+
+    name: str
+    digest: str = Field(description="The sha256 of its files.")
+    rank: int = Field(description="The largest of its modules.")
+    modules: list[str] = Field(description="The kinds of modules it adapts.")
+    bytes: int
+
+
+class LoraList(Answer):
+    loras: list[Lora]
+
+
+class LoraRemoved(Answer):
+    success: bool
+    name: str
+    message: str
+
+
 class SampleFields(Answer):
     prompt: str
     lyrics: str
@@ -183,6 +204,9 @@ JOB: Documented = {"model": Job, "description": "The job."}
 QUEUE: Documented = {"model": Queue, "description": "The queue."}
 CANCELLED: Documented = {"model": Cancelled, "description": "Cancelled, now or before."}
 INITIALIZED: Documented = {"model": Initialized, "description": "The model is loaded."}
+LORA: Documented = {"model": Lora, "description": "The adapter is registered."}
+LORAS: Documented = {"model": LoraList, "description": "The registered adapters."}
+LORA_REMOVED: Documented = {"model": LoraRemoved, "description": "No request may name it any more."}
 SAMPLE: Documented = {"model": SampleData, "description": "An idea."}
 HEALTH: Documented = {"model": Health, "description": "Ready (200) or not (503)."}
 
@@ -250,7 +274,7 @@ def _body_schemas() -> dict[str, Any]:
     upload["properties"]["task"]["default"] = "audio2audio"
     del upload["example"]
     schemas = {"GenerateRequest": generate, "FormRequest": form, "UploadRequest": upload}
-    return schemas | {model.__name__: model.model_json_schema() for model in (InitializeRequest,)}
+    return schemas | {model.__name__: model.model_json_schema() for model in (InitializeRequest, LoraRequest)}
 
 
 def install(app: FastAPI) -> None:

@@ -9,6 +9,7 @@ from acestep_engine.params import (
     LATENT_RATE_HZ,
     MAX_DURATION_S,
     SOURCE_TASKS,
+    Adapter,
     AudioFormat,
     GenerationParams,
     Task,
@@ -16,6 +17,7 @@ from acestep_engine.params import (
 )
 from deployments.messages import RETAKE_SEED_TASKS, json_seed
 from serve_app.fields import MIN_DURATION_S, FieldProblem, InvalidRequestError, invalid
+from serve_app.loras import name_of
 from serve_app.schemas import GenerateRequest
 from serve_app.sources import AUDIO_FILE, FILE_FIELDS, JOB_FIELD, FoundSource, source_gone
 
@@ -59,7 +61,9 @@ class RouteRules:
     defaults: Mapping[str, object] = field(default_factory=dict)
 
 
-def resolve(request: GenerateRequest, found: FoundSource | None, rules: RouteRules) -> ResolvedRequest:
+def resolve(
+    request: GenerateRequest, found: FoundSource | None, rules: RouteRules, adapter: Adapter | None = None
+) -> ResolvedRequest:
     """Decide what the request left open. Raises InvalidRequestError, and HttpProblem for a source that is gone."""
     if request.batch_size > rules.max_songs:
         raise invalid("batch_size", f"{request.batch_size} is over the limit of {rules.max_songs}")
@@ -69,12 +73,14 @@ def resolve(request: GenerateRequest, found: FoundSource | None, rules: RouteRul
     request = _filled(request, task, found, rules.defaults)
     length_s, decided = _decide(request, task, found)
     seeds, retake_seeds = _seeds_of(request, task)
-    song = _song_of(request.model_copy(update=decided), task, length_s)
+    song = replace(_song_of(request.model_copy(update=decided), task, length_s), adapter=adapter)
     songs = tuple(replace(song, seed=one, retake_seed=other) for one, other in zip(seeds, retake_seeds, strict=True))
     decided |= {"task": task, "audio2audio_enable": task == "audio2audio"} | _named(task, found)
     decided["manual_seeds"] = _listed(seeds, one_is_enough=task in RETAKE_SEED_TASKS)
     if task in RETAKE_SEED_TASKS:
         decided["retake_seeds"] = _listed(retake_seeds, one_is_enough=False)
+    if adapter is not None:
+        decided["lora_name_or_path"] = name_of(adapter)
     request_json = request.model_dump(mode="json") | decided
     if "min_guidance_scale" not in request.model_fields_set and request.min_guidance_scale > request.guidance_scale:
         del request_json["min_guidance_scale"]  # explicit, it would be refused

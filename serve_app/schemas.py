@@ -11,12 +11,14 @@ from acestep_engine.params import MAX_DURATION_S, MAX_STEPS, CfgType, SchedulerT
 from serve_app.fields import (
     CONTEXT_FORM,
     MAX_SEEDS_LISTED,
-    Adapter,
+    NO_ADAPTER,
+    AdapterName,
     Duration,
     FieldProblem,
     Flag,
     Format,
     InvalidRequestError,
+    LoraName,
     Number,
     OptionalText,
     OssSteps,
@@ -119,10 +121,15 @@ class GenerateRequest(BaseModel):
         "lyrics and vocal_language hold where this request gives none; for retake also its seed and length.",
     )
     source_index: Whole = Field(0, ge=0, le=MAX_SEEDS_LISTED - 1, description="Which song of that job, from 0.")
-    lora_name_or_path: Adapter = Field(
-        "none", max_length=256, description="A registered adapter. None is registered in this version: 'none'."
+    lora_name_or_path: AdapterName = Field(
+        NO_ADAPTER,
+        max_length=256,
+        description="A registered LoRA adapter, see /loras; none for none. `name@digest` says also which content it "
+        "must have (16 or more of its hexadecimal digits), as params_json does.",
     )
-    lora_weight: Number = Field(1.0, ge=-3, le=3, description="Strength of the adapter.")
+    lora_weight: Number = Field(
+        1.0, ge=-3, le=3, description="Strength of the adapter; 0 is exactly the model without it."
+    )
     return_file_data: Flag = Field(
         False, description="Kept for old clients. To be answered with audio, send `Accept: audio/*`."
     )
@@ -175,6 +182,24 @@ class GenerateRequest(BaseModel):
         return minimum
 
 
+class LoraRequest(BaseModel):
+    """An adapter to register."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        json_schema_extra={"example": {"name": "rap", "path": "ACE-Step-v1-chinese-rap-LoRA"}},
+    )
+
+    name: LoraName = Field(description="What requests call it: letters, digits, dots, dashes and underscores.")
+    path: Text = Field(
+        min_length=1,
+        max_length=1_024,
+        description="A folder (of diffusers, peft or the Hugging Face cache) or a .safetensors file, relative to the "
+        "server's folder for adapters.",
+    )
+
+
 class InitializeRequest(BaseModel):
     """Which model to run, and how. What is left out stays as the server is configured."""
 
@@ -221,6 +246,11 @@ def parse_initialize(fields: Mapping[str, object], *, from_form: bool) -> Initia
     return _parse(InitializeRequest, fields, [], from_form=from_form)
 
 
+def parse_lora(fields: Mapping[str, object], *, from_form: bool) -> LoraRequest:
+    """Raises InvalidRequestError."""
+    return _parse(LoraRequest, fields, [], from_form=from_form)
+
+
 def _is_default(value: object, default: object) -> bool:
     if isinstance(value, str) and isinstance(default, int | float):
         return value.strip() in (str(default), f"{default:.1f}")
@@ -254,6 +284,8 @@ def _describe(model: type[BaseModel], error: ErrorDetails) -> FieldProblem:
             problem = f"{value} is under the limit of {context['ge']:g}"
         case "less_than_equal":
             problem = f"{value} is over the limit of {context['le']:g}"
+        case "missing":
+            problem = "is missing"
         case "string_too_long":
             length = len(error["input"])
             problem = f"{length:,} characters are over the limit of {context['max_length']:,}"

@@ -15,6 +15,7 @@ from deployments.messages import (
     AudioFile,
     ByteArray,
     JobView,
+    LoraInfo,
     QueueStatus,
     ServiceError,
     ServiceStatus,
@@ -67,6 +68,15 @@ class JobManagerClient(Protocol):
     async def queue_status(self) -> QueueStatus: ...
 
     async def service_status(self) -> ServiceStatus: ...
+
+    async def loras(self) -> tuple[LoraInfo, ...]:
+        """The registered adapters."""
+
+    async def register_lora(self, name: str, path: str, root: str) -> LoraInfo:
+        """Check and name the adapter at an absolute path under `root`. Raises LoraRefusedError, StorageError."""
+
+    async def remove_lora(self, name: str) -> None:
+        """Raises LoraNotFoundError, StorageError."""
 
     async def initialize(self, name: str | None, options: dict[str, bool]) -> ServiceStatus:
         """Run the named model from now on; None is the current one. Raises ModelUnavailableError."""

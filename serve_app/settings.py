@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from serve_app.fields import LoraName
+
 Megabytes = Annotated[int, Field(ge=1, le=65_536)]
 LogLevel = Annotated[
     Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"],
@@ -84,8 +86,10 @@ class Settings(Section):
     output_dir: Path = Field(default_factory=lambda: Path(os.environ.get("ACE_OUTPUT_DIR", "./outputs")))
     state_dir: Path = Path("./.acestep")  # the job store, results and latents
     audio_root: Path | None = None  # where ref_audio_input may name files; None: nowhere
+    lora_root: Path | None = None  # where POST /loras may name adapters; None: nowhere
+    loras: dict[LoraName, str] = {}  # adapters to register at start, each with its path, which may lie anywhere
     admin_key: str | None = Field(
         default_factory=lambda: os.environ.get("ACESTEP_ADMIN_KEY")
-    )  # None: /initialize is off...
+    )  # None: /initialize and POST /loras are off...
     admin_open: bool = False  # ...unless this says that anyone may administer (a laptop)
     log_level: LogLevel = Field(default_factory=lambda: os.environ.get("LOG_LEVEL", "INFO"), validate_default=True)

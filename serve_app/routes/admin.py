@@ -4,6 +4,7 @@ import hmac
 import secrets
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
@@ -22,6 +23,7 @@ from serve_app.uploads import MIB
 
 router = APIRouter(tags=["Service"])
 
+ADMIN_SECURITY: dict[str, Any] = {"security": [{"bearer": []}, {"api_key": []}]}
 HEALTH_WAIT_S = 0.05  # /health answers within 100 ms, also before the first status has arrived
 BUILT_IN_MODELS = ("nano", "v1-3.5b")
 
@@ -104,7 +106,7 @@ def _initialized(status: ServiceStatus) -> Response:
     summary="Load a model (administrators)",
     response_model=None,
     responses={200: INITIALIZED, **PROBLEMS},
-    openapi_extra=takes("InitializeRequest", required=False) | {"security": [{"bearer": []}, {"api_key": []}]},
+    openapi_extra=takes("InitializeRequest", required=False) | ADMIN_SECURITY,
 )
 async def initialize(request: Request) -> Response:
     """Loads a configured checkpoint on every replica; songs that run are finished with the old one.

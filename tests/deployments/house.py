@@ -133,6 +133,7 @@ class House:
         self.config = JobManagerConfig(
             folders=Folders(root / "state", root / "outputs", "./outputs"),
             models=Models(nano, {"nano": nano}),
+            loras={},
             build_id="b",
             songs_per_size=1,
             queue_size=5,

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import struct
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from acestep_engine.errors import AdapterError
-from acestep_engine.lora import adaptable_modules, find_adapter
+from acestep_engine.lora import adaptable_modules, find_adapter, read_adapter
 from acestep_engine.model.config import TransformerConfig, unused_in_generation
 from tests.engine.loras import Lora, read, save_diffusers_file, save_peft_folder, tensors_of
 from tests.engine.small import SMALL, loaded_transformer
@@ -279,6 +280,20 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(AdapterError, match="it holds nothing"):
         read(tmp_path / "empty")
+
+
+def test_links_out_of_the_root_are_not_followed(tmp_path: Path) -> None:
+    outside = save(tmp_path / "outside", pair(), {"r": 2})
+    root = tmp_path / "root"
+    root.mkdir()
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        folder = save(root / name, pair())
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(outside / name)
+        assert read_adapter(folder, SMALL).rank == 2
+        with pytest.raises(AdapterError, match=f"{re.escape(name)} leads out of the folder"):
+            read_adapter(folder, SMALL, root)
+    assert read_adapter(save(root / "inside", pair()), SMALL, root).rank == 2
 
 
 def test_a_file_larger_than_any_adapter_is_not_read(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """A JobManager in memory, which renders real audio: a tone of the request's seed."""
 
 import asyncio
+import hashlib
 import io
 import time
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import soundfile
@@ -21,6 +23,9 @@ from deployments.messages import (
     JobNotFoundError,
     JobView,
     KeyConflictError,
+    LoraInfo,
+    LoraNotFoundError,
+    LoraRefusedError,
     ModelUnavailableError,
     QueueFullError,
     QueueStatus,
@@ -61,6 +66,7 @@ class MemoryJobs:
         self.reachable = True
         self.waits = True  # else it is lost while somebody waits
         self.accepted = asyncio.Event()
+        self.loras_there: dict[str, LoraInfo] = {}
         self.initialized: list[tuple[str | None, dict[str, bool]]] = []
         self._go = asyncio.Event()
         self._go.set()
@@ -187,6 +193,20 @@ class MemoryJobs:
             if isinstance(submission.source, Upload) and submission.source.digest == digest:
                 return submission.source.content
         raise SourceGoneError(digest)
+
+    async def loras(self) -> tuple[LoraInfo, ...]:
+        return tuple(self.loras_there.values())
+
+    async def register_lora(self, name: str, path: str, root: str) -> LoraInfo:
+        if not path.endswith(".safetensors"):
+            raise LoraRefusedError(f"{Path(path).name} holds nothing")
+        digest = hashlib.sha256(path.encode()).hexdigest()
+        self.loras_there[name] = LoraInfo(name, digest, path, 4, ("attn.to_q",), 1_000, "")
+        return self.loras_there[name]
+
+    async def remove_lora(self, name: str) -> None:
+        if self.loras_there.pop(name, None) is None:
+            raise LoraNotFoundError(name)
 
     async def cancel(self, request_id: str) -> JobView:
         view = self._check(request_id)

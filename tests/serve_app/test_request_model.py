@@ -68,7 +68,7 @@ REFUSED: dict[str, list[object]] = {
     "use_erg_tag": [1, 0, "true", "maybe", None],
     "prompt": ["x" * 2_001, "a\x00b", "\ud800", "esc\x1b[31m", None, 5, ["a"]],
     "lyrics": ["x" * 1_000_000, "\n" * 100_000, "\x07", "a\udfffb"],
-    "lora_name_or_path": ["singer", "../../x", "http://example.org/a", None],
+    "lora_name_or_path": [None, 3, "x" * 257, "a\x1bb"],
     "task": ["dance", 1, None],
     "audio2audio_enable": ["yes", 1],
 }
@@ -98,7 +98,6 @@ def test_a_value_out_of_range_is_refused_by_its_field(field: str, value: object)
         ({"vocal_language": "tlh"}, "'tlh' is no language of lyrics; they are en, de, fr"),
         ({"promt": "a"}, "promt: is not a field of this request; did you mean prompt?"),
         ({"Infer_Steps": 3}, "did you mean infer_step?"),
-        ({"lora_name_or_path": "x"}, "no adapters are registered"),
         ({"callback_url": "http://example.org"}, "callback_url: is not served"),
     ],
 )

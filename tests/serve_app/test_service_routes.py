@@ -158,6 +158,8 @@ async def test_the_schema_describes_every_route_and_every_field(client: httpx.As
     assert set(schema["paths"]) == {
         "/health",
         "/initialize",
+        "/loras",
+        "/loras/{name}",
         "/sample_data",
         "/generate_music",
         "/generate_music_direct",
