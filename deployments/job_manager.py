@@ -9,12 +9,15 @@ from collections.abc import AsyncIterator, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from acestep_engine.errors import RequestError
 from acestep_engine.params import Progress
 from deployments.admission import Admission
 from deployments.autoscaling import WANTED_SONGS
-from deployments.failures import CANCELLED, EXPIRED
+from deployments.failures import CANCELLED, EXPIRED, cause_of
 from deployments.fleet import Fleet
 from deployments.growing_audio import READ_BYTES
 from deployments.live_jobs import LiveJob
@@ -30,6 +33,8 @@ from deployments.messages import (
     JobNotFoundError,
     JobView,
     LoraInfo,
+    LyricReading,
+    ModelUnavailableError,
     QueueStatus,
     ReplicaState,
     ServiceError,
@@ -87,6 +92,7 @@ class JobManager:
                 f"the state folder {config.folders.state} cannot be written: {error.strerror}"
             ) from error
         self._store: JobStore = await SqliteStore.open(config.folders.store)
+        self._reader = text_encoder.options(method_name="read_lyrics")
         self._fleet = Fleet(self._store, config.models, config.build_id, generator, text_encoder)
         self._loras = LoraRegistry(self._store, lambda: self._fleet.spec)
         self._runner = Runner(
@@ -253,6 +259,17 @@ class JobManager:
         """What the scaling policy goes by; Serve asks again and again."""
         songs = sum(song.result is None for job in self._jobs.values() for song in job.songs)
         return {WANTED_SONGS: float(songs)}
+
+    async def read_lyrics(self, lyrics: str, vocal_language: str | None) -> LyricReading:
+        """How the current model reads lyrics. Raises ParameterError for an unknown language, ModelUnavailableError."""
+        try:
+            reading: LyricReading = await self._reader.remote(self._fleet.spec, lyrics, vocal_language)
+        except (RayError, RayServeException) as error:
+            cause = cause_of(error)
+            if isinstance(cause, RequestError):
+                raise cause from None
+            raise ModelUnavailableError("the text encoder is starting or could not be loaded") from error
+        return reading
 
     async def report(self, state: ReplicaState) -> None:
         """Called by every Generator replica once a second."""

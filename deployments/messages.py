@@ -174,6 +174,30 @@ class AudioPart:
 
 
 @dataclass(frozen=True)
+class LyricLineReading:
+    """How one line of lyrics was read. `source` says why it has its language: tag, given or detected."""
+
+    number: int  # from 1
+    text: str
+    language: str
+    source: str
+    spelling: str  # numbers, abbreviations and foreign letters spelled out
+    ids: tuple[int, ...]
+    tokens: tuple[str, ...]  # what the ids stand for
+
+
+@dataclass(frozen=True)
+class LyricReading:
+    """How lyrics were read. `total` counts all tokens, also those between lines; over `limit` no song can be made."""
+
+    model: str
+    instrumental: bool
+    total: int
+    limit: int
+    lines: tuple[LyricLineReading, ...]
+
+
+@dataclass(frozen=True)
 class QueueStatus:
     """Counts over all jobs still kept; `queue_size` are those that wait, `priority_counts` the same by priority.
 

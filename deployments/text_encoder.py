@@ -5,7 +5,7 @@ import gc
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -15,6 +15,7 @@ from acestep_engine.download import ensure_checkpoint
 from acestep_engine.errors import EngineError, RequestError
 from acestep_engine.params import GenerationParams, ModelSpec
 from deployments.cpus import available_cpus
+from deployments.messages import LyricLineReading, LyricReading
 
 if TYPE_CHECKING:  # it takes seconds to import, and only the replica needs it
     from acestep_engine.text_encoder import TextEncoder as Encoder
@@ -61,6 +62,10 @@ class TextEncoder:
             self._encoding = asyncio.create_task(self._encode_waiting())
         return await waiting.answer
 
+    async def read_lyrics(self, spec: ModelSpec, lyrics: str, vocal_language: str | None) -> LyricReading:
+        """How lyrics become tokens. Raises ParameterError for an unknown language, CheckpointError."""
+        return await self._in_thread(lambda: self._read_lyrics(spec, lyrics, vocal_language))
+
     async def load(self, spec: ModelSpec) -> None:
         """Have this model's encoder in memory. Raises CheckpointError; then none is loaded."""
         await self._in_thread(lambda: self._encoder_for(spec))
@@ -90,6 +95,15 @@ class TextEncoder:
         except EngineError as error:
             return [error] * len(requests)
         return [answer for request in requests for answer in self._encode(spec, [request])]  # only the wrong one fails
+
+    def _read_lyrics(self, spec: ModelSpec, lyrics: str, vocal_language: str | None) -> LyricReading:
+        from acestep_engine.lyrics import is_instrumental
+        from acestep_engine.text_encoder import MAX_LYRIC_TOKENS
+
+        tokenizer = self._encoder_for(spec).lyric_tokenizer
+        read = tokenizer.encode(lyrics, vocal_language)
+        lines = (LyricLineReading(**asdict(line), tokens=tuple(tokenizer.tokens(line.ids))) for line in read.lines)
+        return LyricReading(spec.name, is_instrumental(lyrics), len(read.ids), MAX_LYRIC_TOKENS, tuple(lines))
 
     def _encoder_for(self, spec: ModelSpec) -> "Encoder":
         import torch

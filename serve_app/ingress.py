@@ -23,6 +23,7 @@ from deployments.messages import (
     ByteArray,
     JobView,
     LoraInfo,
+    LyricReading,
     QueueStatus,
     ServiceError,
     ServiceStatus,
@@ -33,7 +34,7 @@ from serve_app import errors, openapi
 from serve_app.errors import BackendFailedError, BackendUnavailableError
 from serve_app.ids import REQUEST_ID
 from serve_app.printable import printable
-from serve_app.routes import admin, generate, jobs, loras, uploads
+from serve_app.routes import admin, generate, jobs, loras, lyrics, uploads
 from serve_app.service import JobManagerClient, Service, StatusWatch
 from serve_app.settings import Settings
 
@@ -111,7 +112,7 @@ def create_app(settings: Settings, job_manager: JobManagerClient, *, behind_prox
         lifespan=lifespan,
     )
     app.add_middleware(RequestFrame, behind_proxy=behind_proxy)
-    for router in (generate.router, uploads.router, jobs.router, loras.router, admin.router):
+    for router in (generate.router, uploads.router, lyrics.router, jobs.router, loras.router, admin.router):
         app.include_router(router)
     errors.install(app)
     openapi.install(app)
@@ -172,6 +173,10 @@ class HandleClient:
     async def cancel(self, request_id: str) -> JobView:
         view: JobView = await self._call("cancel", request_id)
         return view
+
+    async def read_lyrics(self, lyrics: str, vocal_language: str | None) -> LyricReading:
+        reading: LyricReading = await self._call("read_lyrics", lyrics, vocal_language)
+        return reading
 
     async def queue_status(self) -> QueueStatus:
         queue: QueueStatus = await self._call("queue_status")

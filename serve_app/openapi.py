@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from acestep_engine.params import AudioFormat
 from deployments.messages import Outcome, Status
-from serve_app.schemas import GenerateRequest, InitializeRequest, LoraRequest
+from serve_app.schemas import GenerateRequest, InitializeRequest, LoraRequest, LyricsRequest
 
 DESCRIPTION = """\
 Makes music from a description and lyrics, or from a song of yours, with the ACE-Step v1 model.
@@ -31,6 +31,7 @@ Errors are `application/problem+json` with a stable `code`; wrong fields are lis
 TAGS = [
     {"name": "Generate", "description": "Music from words."},
     {"name": "Generate from audio", "description": "Music from a song you upload."},
+    {"name": "Lyrics", "description": "How words become what the model sings."},
     {"name": "Jobs", "description": "Follow, fetch and cancel what was queued."},
     {"name": "Adapters", "description": "LoRA adapters that requests may name."},
     {"name": "Service", "description": "Health, the model, ideas."},
@@ -126,6 +127,29 @@ class Cancelled(Answer):
     message: str
 
 
+class LyricLine(Answer):
+    """How one line was read."""
+
+    number: int = Field(description="From 1; blank lines count and are not listed.")
+    text: str
+    language: str
+    source: str = Field(description="Why it has this language: tag (of structure: English), given or detected.")
+    spelling: str = Field(description="Numbers, abbreviations and foreign letters spelled out.")
+    ids: list[int]
+    tokens: list[str] = Field(description="What the ids stand for.")
+
+
+class LyricsRead(Answer):
+    """How lyrics were read."""
+
+    model: str
+    vocal_language: str | None
+    instrumental: bool
+    total: int = Field(description="All tokens, also those between lines.")
+    limit: int = Field(description="Over so many, no song can be made.")
+    lines: list[LyricLine]
+
+
 class Initialized(Answer):
     success: bool
     message: str
@@ -203,6 +227,7 @@ GENERATED: Documented = {"model": Generated, "description": "The song is made."}
 JOB: Documented = {"model": Job, "description": "The job."}
 QUEUE: Documented = {"model": Queue, "description": "The queue."}
 CANCELLED: Documented = {"model": Cancelled, "description": "Cancelled, now or before."}
+LYRICS_READ: Documented = {"model": LyricsRead, "description": "Line by line."}
 INITIALIZED: Documented = {"model": Initialized, "description": "The model is loaded."}
 LORA: Documented = {"model": Lora, "description": "The adapter is registered."}
 LORAS: Documented = {"model": LoraList, "description": "The registered adapters."}
@@ -232,6 +257,10 @@ RESULT_QUERY = [
         "schema": {"type": "string", "enum": ["audio", "json", "zip", "multipart"]},
         "description": "What to answer, instead of what `Accept` says; zip and multipart hold all songs.",
     },
+]
+LYRICS_QUERY = [
+    {"name": name, "in": "query", "required": name == "lyrics", "schema": schema, "description": schema["description"]}
+    for name, schema in LyricsRequest.model_json_schema()["properties"].items()
 ]
 
 
@@ -274,7 +303,9 @@ def _body_schemas() -> dict[str, Any]:
     upload["properties"]["task"]["default"] = "audio2audio"
     del upload["example"]
     schemas = {"GenerateRequest": generate, "FormRequest": form, "UploadRequest": upload}
-    return schemas | {model.__name__: model.model_json_schema() for model in (InitializeRequest, LoraRequest)}
+    return schemas | {
+        model.__name__: model.model_json_schema() for model in (InitializeRequest, LoraRequest, LyricsRequest)
+    }
 
 
 def install(app: FastAPI) -> None:

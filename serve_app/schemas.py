@@ -200,6 +200,19 @@ class LoraRequest(BaseModel):
     )
 
 
+class LyricsRequest(BaseModel):
+    """Lyrics to be read, as a request for a song has them."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        json_schema_extra={"example": {"lyrics": "[verse]\n[lang:de] Ich zähle 3 Rosen\nand a bridge"}},
+    )
+
+    lyrics: Text = Field(max_length=10_000, description="The lyrics, line by line.")
+    vocal_language: VocalLanguage = Field(None, description="The language of lines that do not name their own.")
+
+
 class InitializeRequest(BaseModel):
     """Which model to run, and how. What is left out stays as the server is configured."""
 
@@ -241,6 +254,11 @@ def parse_generate(fields: Mapping[str, object], *, from_form: bool) -> Generate
     return _parse(GenerateRequest, kept, problems, from_form=from_form)
 
 
+def parse_lyrics(fields: Mapping[str, object], *, from_form: bool) -> LyricsRequest:
+    """Fields, from JSON, a form or a query, to the request. Raises InvalidRequestError."""
+    return _parse(LyricsRequest, fields, [], from_form=from_form)
+
+
 def parse_initialize(fields: Mapping[str, object], *, from_form: bool) -> InitializeRequest:
     """Fields, from JSON or a query, to the request. Raises InvalidRequestError."""
     return _parse(InitializeRequest, fields, [], from_form=from_form)
@@ -280,6 +298,8 @@ def _describe(model: type[BaseModel], error: ErrorDetails) -> FieldProblem:
         case "extra_forbidden":
             near = difflib.get_close_matches(field.lower(), [*model.model_fields], n=1, cutoff=0.5)
             problem = "is not a field of this request" + (f"; did you mean {near[0]}?" if near else "")
+        case "missing":
+            problem = "is missing"
         case "greater_than_equal":
             problem = f"{value} is under the limit of {context['ge']:g}"
         case "less_than_equal":

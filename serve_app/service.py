@@ -16,6 +16,7 @@ from deployments.messages import (
     ByteArray,
     JobView,
     LoraInfo,
+    LyricReading,
     QueueStatus,
     ServiceError,
     ServiceStatus,
@@ -64,6 +65,9 @@ class JobManagerClient(Protocol):
 
     async def cancel(self, request_id: str) -> JobView:
         """Raises JobNotFoundError, JobEndedError."""
+
+    async def read_lyrics(self, lyrics: str, vocal_language: str | None) -> LyricReading:
+        """How the current model reads lyrics. Raises ParameterError, ModelUnavailableError."""
 
     async def queue_status(self) -> QueueStatus: ...
 

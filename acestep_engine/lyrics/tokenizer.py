@@ -1,6 +1,7 @@
 """Lyrics to token ids, exactly as the published ACE-Step v1 tokenizer, with a language for each line."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -26,9 +27,11 @@ LanguageSource = Literal["tag", "given", "detected"]
 class LyricLine:
     """One line with text. `source` says why it has its language: a structure tag, asked for, or detected."""
 
+    number: int  # from 1
     text: str  # stripped, without its `[lang:xx]`
     language: Language
     source: LanguageSource
+    spelling: str  # the text as it was cleaned
     ids: tuple[int, ...]  # without the space that ends the line
 
 
@@ -77,9 +80,16 @@ class LyricTokenizer:
 
     def encode_line(self, line: str, language: Language) -> list[int]:
         """The ids of one line in `language`, its language token first, without the space that ends a line."""
-        text = language_token(language) + self._cleaner.clean(line, language)
+        return self._encode_spelling(self._cleaner.clean(line, language), language)
+
+    def _encode_spelling(self, spelling: str, language: Language) -> list[int]:
+        text = language_token(language) + spelling
         ids: list[int] = self._vocabulary.encode(text.replace(" ", SPACE)).ids
         return ids
+
+    def tokens(self, ids: Sequence[int]) -> list[str]:
+        """What each id stands for; a token that is no id of the vocabulary is empty."""
+        return [self._vocabulary.id_to_token(token_id) or "" for token_id in ids]
 
     def encode(self, lyrics: str, vocal_language: str | None = None) -> LyricTokens:
         """The ids of a song: a start token, then each line with a space after it; an empty line is one space.
@@ -95,11 +105,12 @@ class LyricTokenizer:
             return LyricTokens(ids=(INSTRUMENTAL_ID,), mask=(0,))
         ids = [self._start_id]
         lines = []
-        for text, language, source in self._with_languages(lyrics, given):
+        for number, (text, language, source) in enumerate(self._with_languages(lyrics, given), start=1):
             if text:
-                line = LyricLine(text, language, source, tuple(self.encode_line(text, language)))
-                lines.append(line)
-                ids.extend(line.ids)
+                spelling = self._cleaner.clean(text, language)
+                line_ids = tuple(self._encode_spelling(spelling, language))
+                lines.append(LyricLine(number, text, language, source, spelling, line_ids))
+                ids.extend(line_ids)
             ids.append(self._space_id)
         return LyricTokens(tuple(ids), (1,) * len(ids), tuple(lines))
 

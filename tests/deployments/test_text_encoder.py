@@ -96,3 +96,14 @@ async def test_a_caller_that_leaves_is_not_waited_for(encoder: Recorder) -> None
     leaving.cancel()
     assert isinstance(await staying, Conditioning)
     assert leaving.cancelled()
+
+
+async def test_lyrics_are_read_as_a_song_would_have_them(encoder: Recorder) -> None:
+    lyrics = "[verse]\nIch zähle 3 Rosen"
+    read = await encoder.read_lyrics(NANO, lyrics, "de")
+    song = await encoder.encode(NANO, asked("piano", lyrics=lyrics, vocal_language="de"))
+    assert (read.model, read.total) == ("nano", len(song.lyric_ids))
+    assert [line.language for line in read.lines] == ["en", "de"]
+    assert read.lines[1].spelling == "ich zähle drei rosen"
+    with pytest.raises(ParameterError):
+        await encoder.read_lyrics(NANO, "la", "xx")

@@ -6,13 +6,15 @@ import io
 import time
 import uuid
 from collections.abc import AsyncIterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import soundfile
 
+from acestep_engine.checkpoint import LYRIC_VOCABULARY, NANO_PATH
 from acestep_engine.encode import encode_audio
+from acestep_engine.lyrics import LyricTokenizer, is_instrumental
 from acestep_engine.params import Progress
 from deployments.messages import (
     AudioFile,
@@ -26,6 +28,8 @@ from deployments.messages import (
     LoraInfo,
     LoraNotFoundError,
     LoraRefusedError,
+    LyricLineReading,
+    LyricReading,
     ModelUnavailableError,
     QueueFullError,
     QueueStatus,
@@ -215,6 +219,12 @@ class MemoryJobs:
         return await self._update(
             request_id, status="failed", outcome="cancelled", completed_at=time.time(), error="Cancelled by user"
         )
+
+    async def read_lyrics(self, lyrics: str, vocal_language: str | None) -> LyricReading:
+        tokenizer = LyricTokenizer.load(NANO_PATH / LYRIC_VOCABULARY)
+        read = tokenizer.encode(lyrics, vocal_language)
+        lines = (LyricLineReading(**asdict(line), tokens=tuple(tokenizer.tokens(line.ids))) for line in read.lines)
+        return LyricReading("tiny", is_instrumental(lyrics), len(read.ids), 8_192, tuple(lines))
 
     async def queue_status(self) -> QueueStatus:
         counts: dict[Status, int] = {}

@@ -172,6 +172,7 @@ async def test_the_schema_describes_every_route_and_every_field(client: httpx.As
         "/generate_music_with_audio_json",
         "/generate_music_with_audio_json_mp3",
         "/generate_music_with_audio_direct_mp3",
+        "/lyrics/tokens",
         "/status/{request_id}",
         "/result/{request_id}",
         "/queue/status",

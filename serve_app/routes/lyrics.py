@@ -1,0 +1,45 @@
+"""How the model reads lyrics."""
+
+from dataclasses import asdict
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from serve_app.bodies import read_body
+from serve_app.openapi import LYRICS_QUERY, LYRICS_READ, PROBLEMS, takes
+from serve_app.schemas import LyricsRequest, parse_lyrics
+from serve_app.service import service_of
+from serve_app.uploads import MIB
+
+router = APIRouter(tags=["Lyrics"])
+
+
+async def _answer(request: Request, asked: LyricsRequest) -> Response:
+    reading = await service_of(request).job_manager.read_lyrics(asked.lyrics, asked.vocal_language)
+    return JSONResponse({"vocal_language": asked.vocal_language, **asdict(reading)})
+
+
+@router.get(
+    "/lyrics/tokens",
+    summary="How lyrics are read",
+    response_model=None,
+    responses={200: LYRICS_READ, **PROBLEMS},
+    openapi_extra={"parameters": LYRICS_QUERY},
+)
+async def lyrics_tokens_of_query(request: Request) -> Response:
+    """For each line its language, its spelling and the tokens that the model gets. Makes no song."""
+    return await _answer(request, parse_lyrics(dict(request.query_params), from_form=True))
+
+
+@router.post(
+    "/lyrics/tokens",
+    summary="How long lyrics are read",
+    response_model=None,
+    responses={200: LYRICS_READ, **PROBLEMS},
+    openapi_extra=takes("LyricsRequest"),
+)
+async def lyrics_tokens(request: Request) -> Response:
+    """The same for lyrics in a body, as JSON or as a form: they are often too long for an address."""
+    limits = service_of(request).settings.limits
+    body = await read_body(request, limits.json_mb * MIB, limits.body_timeout_s, frozenset())
+    return await _answer(request, parse_lyrics(body.fields, from_form=body.from_form))
