@@ -10,6 +10,7 @@ import pytest
 import soundfile
 from safetensors.numpy import load_file
 
+from acestep_engine.errors import ParameterError
 from acestep_engine.requests import Latents
 from deployments.messages import (
     EarlierSong,
@@ -156,6 +157,13 @@ def test_a_request_that_cannot_be_sung_fails_with_its_sentence(graph: Graph) -> 
     assert view.error is not None
     assert "xx" in view.error
     assert "Traceback" not in view.error
+
+
+def test_lyrics_are_read_by_the_model_that_is_served(graph: Graph) -> None:
+    read = graph.call("read_lyrics", "[verse]\n[lang:fr] trois roses", None)
+    assert (read.model, [line.language for line in read.lines]) == ("nano", ["en", "fr"])
+    with pytest.raises(ParameterError, match="klingon"):
+        graph.call("read_lyrics", "la", "klingon")
 
 
 def test_a_job_whose_replica_is_killed_is_made_again_and_is_the_same_song(graph: Graph) -> None:

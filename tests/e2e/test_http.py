@@ -1,5 +1,6 @@
 """The server as its clients meet it: `acestep-serve` in its own process, and what the users' documents say to do."""
 
+import base64
 import io
 import json
 import os
@@ -8,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,6 +141,73 @@ def test_the_params_of_an_answer_make_the_same_bytes_again(server: Server) -> No
     first = server.post("/generate_music", json=request).json()
     again = server.post("/generate_music_direct", json=first["params_json"])
     assert again.content == Path(first["audio_path"]).read_bytes()
+
+
+SHORT = {"infer_step": 4, "manual_seeds": 11, "retake_seeds": 5}
+TASKS: list[dict[str, Any]] = [
+    {"task": "audio2audio", "infer_step": 4, "manual_seeds": 5},
+    {"task": "repaint", "repaint_start": 0.5, "repaint_end": 1.0, **SHORT},
+    {"task": "extend", "left_extend_length": 0.5, "right_extend_length": 0.5, **SHORT},
+    {"task": "edit", "edit_target_prompt": "drums", **SHORT},
+]
+
+
+@pytest.mark.parametrize("asked", TASKS, ids=lambda asked: asked["task"])
+def test_every_task_makes_the_same_bytes_again_of_every_kind_of_source(server: Server, asked: dict[str, Any]) -> None:
+    first = server.post("/generate_music", json=QUICK).json()
+    song = Path(first["audio_path"]).read_bytes()
+    form = {name: str(value) for name, value in asked.items()}
+    text = base64.b64encode(song).decode()
+    of_job = server.post("/generate_music", json=asked | {"source_request_id": first["request_id"]})
+    of_file = server.post("/generate_music", data=form, files={"audio_file": ("song.wav", song)})
+    queued = server.post("/generate_music_with_audio_base64", data=form | {"audio_base64": text}).json()
+    assert server.until_ended(queued["request_id"])["status"] == "completed"
+    for made in (of_job, of_file):
+        assert made.status_code == 200, made.text
+        again = server.post("/generate_music_direct", json=made.json()["params_json"])
+        assert again.content == Path(made.json()["audio_path"]).read_bytes()
+    assert server.get(f"/result/{queued['request_id']}").content == Path(of_file.json()["audio_path"]).read_bytes()
+
+
+def test_a_retake_of_an_earlier_song_is_another_take_of_it(server: Server) -> None:
+    first = server.post("/generate_music", json=QUICK).json()
+    of_first = {"task": "retake", "source_request_id": first["request_id"], "infer_step": 4}
+    same = server.post("/generate_music_direct", json=of_first | {"retake_variance": 0})
+    np.testing.assert_allclose(audio_of(same), soundfile.read(first["audio_path"])[0], atol=2e-3)
+    other = server.post("/generate_music", json=of_first).json()
+    assert Path(other["audio_path"]).read_bytes() != same.content
+    again = server.post("/generate_music_direct", json=other["params_json"])
+    assert again.content == Path(other["audio_path"]).read_bytes()
+
+
+def test_a_chain_of_extensions_keeps_what_was_there(server: Server) -> None:
+    made = server.post("/generate_music", json=QUICK | {"audio_duration": 1.0}).json()
+    first, _ = soundfile.read(made["audio_path"])
+    for link in range(10):
+        side = "left_extend_length" if link % 2 else "right_extend_length"
+        extension = {"task": "extend", side: 0.5, "source_request_id": made["request_id"], **SHORT}
+        made = server.post("/generate_music", json=extension).json()
+    last, _ = soundfile.read(made["audio_path"])
+    assert len(last) == pytest.approx(len(first) + 10 * 0.5 * 48_000, rel=0.1)
+    retold = server.post("/generate_music_direct", json=made["params_json"])
+    np.testing.assert_array_equal(audio_of(retold), last)
+
+
+def test_the_songs_of_a_batch_come_alone_and_in_a_zip(server: Server) -> None:
+    batch = server.post("/generate_music", json=QUICK | {"batch_size": 2, "manual_seeds": "11,12"}).json()
+    zipped = server.get(f"/result/{batch['request_id']}?format=zip")
+    with zipfile.ZipFile(io.BytesIO(zipped.content)) as archive:
+        songs = [archive.read(name) for name in archive.namelist() if name.endswith(".wav")]
+    assert [Path(output["audio_path"]).read_bytes() for output in batch["outputs"]] == songs
+    for output, song in zip(batch["outputs"], songs, strict=True):
+        assert server.get(output["audio_url"]).content == song
+        alone = server.post("/generate_music_direct", json=QUICK | {"manual_seeds": output["seed"]})
+        np.testing.assert_allclose(soundfile.read(io.BytesIO(song))[0], audio_of(alone), atol=2e-3)
+
+
+def test_lyrics_are_read_line_by_line(server: Server) -> None:
+    read = server.post("/lyrics/tokens", json={"lyrics": "[verse]\n[lang:de] 3 Rosen"}).json()
+    assert [line["spelling"] for line in read["lines"]] == ["[verse]", "drei rosen"]
 
 
 def test_a_part_of_a_result_can_be_fetched(server: Server) -> None:
