@@ -14,7 +14,6 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from acestep_engine.errors import RequestError
-from acestep_engine.params import Progress
 from deployments.admission import Admission
 from deployments.autoscaling import WANTED_SONGS
 from deployments.failures import CANCELLED, EXPIRED, cause_of
@@ -52,6 +51,7 @@ from deployments.runner import Runner
 from deployments.state_lock import StateLock
 from deployments.store.protocol import Ending, JobRow, JobStore
 from deployments.store.sqlite import SqliteStore
+from deployments.views import view_of
 from deployments.waiting import WaitingJobs
 
 CLEANUP_INTERVAL_S = 60.0
@@ -144,13 +144,13 @@ class JobManager:
     async def status(self, request_id: str) -> JobView:
         """Raises JobNotFoundError."""
         job = self._jobs.get(request_id)
-        return self._view(job) if job is not None else self._ended_view(await self._row(request_id))
+        return self._view(job) if job is not None else view_of(await self._row(request_id))
 
     async def wait(self, request_id: str, timeout_s: float) -> JobView:
         """The job at its end, or after `timeout_s`, whichever is first. Raises JobNotFoundError."""
         job = self._jobs.get(request_id)
         if job is None:
-            return self._ended_view(await self._row(request_id))
+            return view_of(await self._row(request_id))
         await job.wait(timeout_s)
         return self._view(job)
 
@@ -212,7 +212,7 @@ class JobManager:
             raise JobNotEndedError(self._view(live))
         row = await self._row(request_id)
         if not row.results:
-            raise JobFailedError(self._ended_view(row))
+            raise JobFailedError(view_of(row))
         if index >= len(row.songs):
             raise SongNotFoundError(index, len(row.songs))
         is_kept = await asyncio.to_thread(self._files.use_source, source_name(EarlierSong(request_id, index)))
@@ -232,7 +232,7 @@ class JobManager:
             ending = Ending("cancelled", time.time(), error=CANCELLED.sentence, error_code=CANCELLED.code)
             if await self._to_its_end(self._runner.end(job, ending)):
                 return self._view(job)
-        view = self._ended_view(await self._row(request_id))
+        view = view_of(await self._row(request_id))
         if view.outcome != "cancelled":
             raise JobEndedError(view)
         return view
@@ -393,21 +393,17 @@ class JobManager:
 
     def _view(self, job: LiveJob) -> JobView:
         if job.row.ended:
-            return self._ended_view(job.row)
+            return view_of(job.row)
         if job.row.status == "processing":
-            return _view_of(job.row, None, job.progress)
+            return view_of(job.row, progress=job.progress)
         position = self._waiting.position(job.row.request_id)
-        view = _view_of(job.row, position, job.progress)
+        view = view_of(job.row, position, job.progress)
         return dataclasses.replace(view, expected_wait_s=self._runner.pace.wait_s(position) if position else 0.0)
-
-    @staticmethod
-    def _ended_view(row: JobRow) -> JobView:
-        return _view_of(row, None, None)
 
 
 def _is_unexpected(record: logging.LogRecord) -> bool:
     """Serve logs whatever a method raises as an error with a traceback; what we answer on purpose is none."""
-    return record.exc_info is None or not isinstance(record.exc_info[1], ServiceError)
+    return record.exc_info is None or not isinstance(record.exc_info[1], ServiceError | RequestError)
 
 
 def _check_index(job: JobView | JobRow, index: int) -> None:
@@ -418,23 +414,3 @@ def _check_index(job: JobView | JobRow, index: int) -> None:
 def _check_edition(found: str, heard: int, edition: str | None) -> None:
     if heard and found != edition:
         raise SongChangedError
-
-
-def _view_of(row: JobRow, position: int | None, progress: Progress | None) -> JobView:
-    expired = row.outcome == "expired"
-    return JobView(
-        request_id=row.request_id,
-        status=row.status,
-        created_at=row.created_at,
-        audio_format=row.audio_format,
-        request_json=row.request_json,
-        songs=row.songs,
-        outcome=row.outcome,
-        started_at=row.started_at,
-        completed_at=row.completed_at,
-        position=position,
-        progress=progress,
-        error=EXPIRED.sentence if expired else row.error,
-        error_code=EXPIRED.code if expired else row.error_code,
-        results=() if expired else row.results,
-    )
