@@ -110,7 +110,8 @@ class EngineHost:
         if engine is None:
             return ReplicaState(replica_id, model="", device="", gpu_ids=gpu_ids)
         precision = str(engine.dtype).removeprefix("torch.")
-        return ReplicaState(replica_id, engine.spec.name, describe_device(engine.device), gpu_ids, precision)
+        device, adapters = describe_device(engine.device), engine.adapters.digests
+        return ReplicaState(replica_id, engine.spec.name, device, gpu_ids, precision, adapters)
 
     def _work(self) -> None:
         torch.set_num_threads(available_cpus())  # Ray sets OMP_NUM_THREADS to 1 in its actors

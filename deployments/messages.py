@@ -221,6 +221,7 @@ class ReplicaState:
     device: str  # "cpu", or the GPU's name
     gpu_ids: tuple[str, ...] = ()
     precision: str = ""
+    adapters: tuple[str, ...] = ()  # the digests of those on its device
 
 
 @dataclass(frozen=True)
