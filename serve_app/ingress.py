@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from acestep_engine.errors import EngineError
 from deployments.messages import (
     AudioFile,
+    AudioPart,
     ByteArray,
     JobView,
     LoraInfo,
@@ -161,6 +162,10 @@ class HandleClient:
     async def result(self, request_id: str, index: int) -> AudioFile:
         file: AudioFile = await self._call("result", request_id, index)
         return file
+
+    async def listen(self, request_id: str, index: int, heard: int, edition: str | None, wait_s: float) -> AudioPart:
+        part: AudioPart = await self._call("listen", request_id, index, heard, edition, wait_s)
+        return part
 
     async def source_song(self, request_id: str, index: int) -> SourceSong:
         song: SourceSong = await self._call("source_song", request_id, index)

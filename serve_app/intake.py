@@ -46,7 +46,15 @@ def _request_of(body: Body, intake: Intake) -> GenerateRequest:
     return request if intake.audio_format is None else request.model_copy(update={"format": intake.audio_format})
 
 
-async def read_submission(request: Request, intake: Intake) -> Submission:
+@dataclass(frozen=True)
+class Order:
+    """A request, complete. With `stream`, its answer is to begin as soon as there is any audio."""
+
+    submission: Submission
+    stream: bool
+
+
+async def read_order(request: Request, intake: Intake, *, can_stream: bool = False) -> Order:
     """Read, validate and decide everything about a request. Nothing is accepted yet."""
     service = service_of(request)
     limits = service.settings.limits
@@ -54,11 +62,13 @@ async def read_submission(request: Request, intake: Intake) -> Submission:
     limit_bytes = (limits.json_mb + max(limits.upload_mb, limits.base64_mb)) * MIB
     body = await read_body(request, limit_bytes, limits.body_timeout_s, frozenset((AUDIO_FILE,)))
     asked = _request_of(body, intake)
+    if asked.stream and not can_stream:
+        raise invalid("stream", "is for answers of one song's audio: here, GET /stream/{request_id} once it is queued")
     found = await find_source(service, body, asked)
     rules = RouteRules(limits.batch_size, intake.usual_task, intake.defaults)
     resolved = resolve(asked, found, rules, await find_adapter(service, asked))
     needs_source = resolved.songs[0].task in SOURCE_TASKS
-    return Submission(
+    submission = Submission(
         request_id=request_id_of(request),
         songs=resolved.songs,
         audio_format=resolved.audio_format,
@@ -69,23 +79,23 @@ async def read_submission(request: Request, intake: Intake) -> Submission:
         key=key or uuid.uuid4().hex,
         request_digest="" if key is None else digest_of(request, asked, source_name(found)),
     )
+    return Order(submission, asked.stream)
 
 
 async def submit(request: Request, intake: Intake) -> JobView:
     """Accept a job that belongs to nobody's connection."""
     service = service_of(request)
-    submission = await read_submission(request, intake)
-    return await asyncio.shield(service.spawn(service.job_manager.submit(submission)))
+    order = await read_order(request, intake)
+    return await asyncio.shield(service.spawn(service.job_manager.submit(order.submission)))
 
 
-async def submit_and_wait(request: Request, intake: Intake, *, wants_audio: bool) -> JobView | AudioFile:
+async def submit_and_wait(request: Request, submission: Submission, *, wants_audio: bool) -> JobView | AudioFile:
     """Accept a job and wait for its end, or for `sync_wait_s`. It is cancelled if the client leaves before.
 
     One with an Idempotency-Key is not: its client may come back. With `wants_audio`, a job that completed is answered
     as its AudioFile. Raises HttpProblem where the job ended without music.
     """
     service = service_of(request)
-    submission = await read_submission(request, intake)
     answers = service.job_manager.submit_and_wait(submission, service.settings.jobs.sync_wait_s, wants_audio)
     accepting = service.spawn(_accepted(answers))
     try:
@@ -93,7 +103,7 @@ async def submit_and_wait(request: Request, intake: Intake, *, wants_audio: bool
         last = await asyncio.shield(service.spawn(_last(accepted, answers)))
     except asyncio.CancelledError:
         if key_of(request) is None:
-            service.spawn(_abandon(service, accepting))
+            service.spawn(abandon(service, accepting))
         raise
     view = last.view if isinstance(last, AudioFile) else last
     if view.status == "failed":
@@ -117,7 +127,8 @@ async def _last(accepted: JobView, answers: AsyncIterator[JobView | AudioFile]) 
     return last
 
 
-async def _abandon(service: Service, accepting: "asyncio.Task[JobView]") -> None:
+async def abandon(service: Service, accepting: "asyncio.Task[JobView]") -> None:
+    """Cancel a job whose client has left."""
     request_id = "a job"
     try:
         request_id = (await accepting).request_id

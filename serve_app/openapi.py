@@ -21,6 +21,7 @@ Makes music from a description and lyrics, or from a song of yours, with the ACE
 **Wait for it:** `POST /generate_music_direct` answers the audio, `POST /generate_music` where it was saved.
 **Or queue it:** `POST /generate_music_async`, then `GET /status/{request_id}` until `completed`, then
 `GET /result/{request_id}`.
+**Or listen while it is made:** `GET /stream/{request_id}`, or `stream` in the request of a route that answers audio.
 
 Every generating route takes the same fields, as JSON, as a form or as multipart, and every field has a default. The
 same `manual_seeds` and fields make the same music: `params_json` in an answer can be posted again as it is.
@@ -244,13 +245,15 @@ SONGS: Documented = {
     "description": AUDIO["description"] + " Of a batch the first song, or all of them as zip or multipart.",
     "content": AUDIO["content"] | dict.fromkeys(("application/zip", "multipart/mixed"), _BINARY),
 }
+_INDEX = {
+    "name": "index",
+    "in": "query",
+    "schema": {"type": "integer", "minimum": 0, "default": 0},
+    "description": "Which song of a batch.",
+}
+STREAM_QUERY = [_INDEX]
 RESULT_QUERY = [
-    {
-        "name": "index",
-        "in": "query",
-        "schema": {"type": "integer", "minimum": 0, "default": 0},
-        "description": "Which song of a batch.",
-    },
+    _INDEX,
     {
         "name": "format",
         "in": "query",

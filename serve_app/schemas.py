@@ -133,6 +133,11 @@ class GenerateRequest(BaseModel):
     return_file_data: Flag = Field(
         False, description="Kept for old clients. To be answered with audio, send `Accept: audio/*`."
     )
+    stream: Flag = Field(
+        False,
+        exclude=True,  # it is about the answer: with or without, the music is the same
+        description="Of routes that answer audio: answer as soon as there is any, and go on while the rest is decoded.",
+    )
     task: Task = Field(
         "text2music",
         description="text2music; retake: the same with other noise; or from a source: audio2audio (which is what "

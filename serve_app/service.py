@@ -13,6 +13,7 @@ from fastapi import Request
 
 from deployments.messages import (
     AudioFile,
+    AudioPart,
     ByteArray,
     JobView,
     LoraInfo,
@@ -56,6 +57,12 @@ class JobManagerClient(Protocol):
 
     async def result(self, request_id: str, index: int) -> AudioFile:
         """The audio of one song. Raises JobNotFoundError, JobNotEndedError, JobFailedError, SongNotFoundError."""
+
+    async def listen(self, request_id: str, index: int, heard: int, edition: str | None, wait_s: float) -> AudioPart:
+        """What follows the `heard` bytes of a song's file, of this edition, or nothing after `wait_s`.
+
+        Raises JobNotFoundError, JobFailedError, SongNotFoundError, SongChangedError.
+        """
 
     async def source_song(self, request_id: str, index: int) -> SourceSong:
         """A song to begin from. Raises JobNotFoundError, JobNotEndedError, JobFailedError, SongNotFoundError."""

@@ -5,9 +5,10 @@ from fastapi.responses import JSONResponse, Response
 
 from deployments.messages import AudioFile, JobView
 from serve_app.batches import batch_response
-from serve_app.intake import Intake, submit, submit_and_wait
+from serve_app.intake import Intake, read_order, submit, submit_and_wait
 from serve_app.openapi import ACCEPTED, GENERATED, PROBLEMS, SONGS, takes
 from serve_app.responses import Kind, accepted_response, audio_response, result_json, wanted
+from serve_app.streaming import stream_new_song
 
 router = APIRouter(tags=["Generate"])
 
@@ -24,7 +25,10 @@ def prefers_async(request: Request) -> bool:
 async def answer_with_audio(request: Request, intake: Intake, kind: Kind | None = None) -> Response:
     """Make songs and answer the first one, or all as zip or multipart; 202 when they take longer than a route waits."""
     kind = kind or wanted(request, "audio", "zip", "multipart")
-    answer = await submit_and_wait(request, intake, wants_audio=kind == "audio")
+    order = await read_order(request, intake, can_stream=kind == "audio")
+    if order.stream:
+        return await stream_new_song(request, order.submission)
+    answer = await submit_and_wait(request, order.submission, wants_audio=kind == "audio")
     if isinstance(answer, AudioFile):
         return audio_response(request, answer)
     if not answer.ended:
@@ -52,7 +56,8 @@ async def generate_music(request: Request) -> Response:
     kind = wanted(request, "json", "audio", "zip", "multipart")
     if kind != "json":
         return await answer_with_audio(request, KEEPS_FILE, kind)
-    view = await submit_and_wait(request, KEEPS_FILE, wants_audio=False)
+    order = await read_order(request, KEEPS_FILE)
+    view = await submit_and_wait(request, order.submission, wants_audio=False)
     assert isinstance(view, JobView)
     if not view.ended:
         return accepted_response(request, view, view.status)
@@ -69,6 +74,7 @@ async def generate_music(request: Request) -> Response:
 async def generate_music_direct(request: Request) -> Response:
     """Waits for the song and answers the audio file. The server saves no file in its output folder.
 
+    With `stream` the answer begins as soon as there is any audio, and goes on while the rest is decoded.
     Of a batch it is the first song; `Accept: application/zip` or `multipart/mixed`, or `?format=`, answers all of them.
     """
     return await answer_with_audio(request, DIRECT)

@@ -8,9 +8,10 @@ from fastapi.responses import JSONResponse, Response
 from deployments.messages import JobEndedError
 from serve_app.batches import batch_response
 from serve_app.ids import known_form
-from serve_app.openapi import AUDIO, CANCELLED, JOB, PROBLEMS, QUEUE, RESULT_QUERY, SONGS
+from serve_app.openapi import AUDIO, CANCELLED, JOB, PROBLEMS, QUEUE, RESULT_QUERY, SONGS, STREAM_QUERY
 from serve_app.responses import audio_response, result_json, song_index, status_json, wanted
 from serve_app.service import service_of
+from serve_app.streaming import stream_song
 
 router = APIRouter(tags=["Jobs"])
 
@@ -44,6 +45,23 @@ async def result(request: Request, request_id: str) -> Response:
         return await batch_response(request, known, kind)
     file = await service_of(request).job_manager.result(known, index)
     return JSONResponse(result_json(request, file.view)) if kind == "json" else audio_response(request, file)
+
+
+@router.get(
+    "/stream/{request_id}",
+    summary="The music of a job, while it is made",
+    response_model=None,
+    responses={200: AUDIO, **PROBLEMS},
+    openapi_extra={"parameters": STREAM_QUERY},
+)
+async def stream(request: Request, request_id: str) -> Response:
+    """The audio file in chunks, as soon as they are decoded: every format can be played from its first bytes, and all
+    chunks together are the file of `/result`. `?index=` says which song of a batch, 0 is the first.
+
+    Waits for the first audio while the job waits or runs; 400 with `Retry-After` if none has come for as long as the
+    server waits, 409 if the job ended without music. Should it fail later, the connection breaks before the end.
+    """
+    return await stream_song(request, known_form(request_id), song_index(request))
 
 
 @router.get("/queue/status", summary="How long the queue is", response_model=None, responses={200: QUEUE, **PROBLEMS})

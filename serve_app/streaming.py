@@ -1,0 +1,146 @@
+"""Songs as they are made: the answer begins with the first audio, and goes on while the rest is decoded."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+
+from fastapi import Request
+from fastapi.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from acestep_engine.audio import MEDIA_TYPES
+from deployments.messages import AudioPart, JobFailedError, JobNotEndedError, ServiceError, Submission
+from serve_app.errors import BackendError, BackendUnavailableError, job_problem
+from serve_app.idempotency import key_of
+from serve_app.intake import abandon
+from serve_app.printable import printable
+from serve_app.responses import accepted_response, file_name
+from serve_app.service import Service, service_of
+
+logger = logging.getLogger("ray.serve.acestep")  # Ray Serve's handlers write it
+
+LISTEN_S = 10.0  # how long one question to the JobManager waits for audio
+
+
+class BrokenStreamError(Exception):
+    """The rest of a song will not come. Raised after the first bytes, it breaks the connection: the client sees it."""
+
+
+class _Listener:
+    """Asks for one song's file, part by part: no more is on its way than the reader takes."""
+
+    def __init__(self, service: Service, request_id: str, index: int) -> None:
+        self._service = service
+        self._request_id = request_id
+        self._index = index
+
+    async def first(self, wait_s: float) -> AudioPart:
+        """The first bytes; none after `wait_s`. Raises JobNotFoundError, JobFailedError, SongNotFoundError."""
+        give_up_at = asyncio.get_running_loop().time() + wait_s
+        while True:
+            left_s = give_up_at - asyncio.get_running_loop().time()
+            part = await self._listen(0, None, min(LISTEN_S, max(left_s, 0.0)))
+            if part.audio.size or left_s <= 0:
+                return part
+
+    async def rest(self, part: AudioPart) -> AsyncIterator[bytes]:
+        """These bytes and all that follow them. Raises BrokenStreamError."""
+        yield part.audio.tobytes()
+        heard = part.audio.size
+        while not part.last:
+            try:
+                part = await self._listen(heard, part.edition, LISTEN_S)
+            except (ServiceError, BackendError) as error:
+                logger.warning("%s breaks off after %d bytes: %s", self._request_id, heard, type(error).__name__)
+                raise BrokenStreamError(self._request_id) from None
+            heard += part.audio.size
+            if part.audio.size:
+                yield part.audio.tobytes()
+
+    async def _listen(self, heard: int, edition: str | None, wait_s: float) -> AudioPart:
+        return await self._service.job_manager.listen(self._request_id, self._index, heard, edition, wait_s)
+
+
+class _SongResponse(StreamingResponse):
+    """Tells when its client leaves before the end."""
+
+    def __init__(
+        self, parts: AsyncIterator[bytes], headers: dict[str, str], on_leave: Callable[[], None] | None
+    ) -> None:
+        super().__init__(self._watched(parts), headers=headers)
+        self._on_leave = on_leave
+        self._complete = False
+
+    async def _watched(self, parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        async for part in parts:
+            yield part
+        self._complete = True
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            if self._on_leave is not None and not self._complete:
+                self._on_leave()
+
+
+async def stream_song(request: Request, request_id: str, index: int) -> Response:
+    """A song of a job in any state: what there is of it, then what comes.
+
+    Raises JobNotFoundError, SongNotFoundError, JobFailedError, JobNotEndedError if nothing comes for as long as a route
+    waits.
+    """
+    service = service_of(request)
+    listener = _Listener(service, request_id, index)
+    first = await listener.first(service.settings.jobs.sync_wait_s)
+    if not first.audio.size:
+        raise JobNotEndedError(first.view)
+    return await _response(service, listener, first, index)
+
+
+async def stream_new_song(request: Request, submission: Submission) -> Response:
+    """Accept a job and answer its first song as it is made; 202 if that does not begin for as long as a route waits.
+
+    It is cancelled if the client leaves before the end, but not with an Idempotency-Key: then its client may come back.
+    Raises HttpProblem where the job ends before there is any audio.
+    """
+    service = service_of(request)
+    accepting = service.spawn(service.job_manager.submit(submission))
+
+    def leave() -> None:
+        if key_of(request) is None:
+            service.spawn(abandon(service, accepting))
+
+    try:
+        view = await asyncio.shield(accepting)
+        listener = _Listener(service, view.request_id, 0)
+        try:
+            first = await listener.first(service.settings.jobs.sync_wait_s)
+        except BackendUnavailableError:  # the job is accepted and kept
+            return accepted_response(request, view, view.status)
+    except asyncio.CancelledError:
+        leave()
+        raise
+    except JobFailedError as error:
+        raise job_problem(error.view) from None
+    if not first.audio.size:
+        return accepted_response(request, first.view, first.view.status)
+    return await _response(service, listener, first, 0, leave)
+
+
+async def _response(
+    service: Service, listener: _Listener, first: AudioPart, index: int, on_leave: Callable[[], None] | None = None
+) -> Response:
+    view = first.view
+    status = await service.watch.latest(0)
+    model = view.results[index].model if view.results else status.model if status is not None else ""
+    headers = {
+        "Content-Type": MEDIA_TYPES[view.audio_format],
+        "Content-Disposition": f'inline; filename="{file_name(view, index if len(view.songs) > 1 else None)}"',
+        "Cache-Control": "no-store",
+        "X-Accel-Buffering": "no",  # proxies of that kind would hold it back
+        "X-Request-ID": view.request_id,
+        "X-Seed": str(view.songs[index].seed),
+        "X-Model": printable(model).encode("ascii", "replace").decode(),
+    }
+    return _SongResponse(listener.rest(first), headers, on_leave)
