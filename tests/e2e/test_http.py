@@ -257,3 +257,45 @@ def test_administration_needs_the_key(server: Server) -> None:
 @pytest.mark.parametrize("page", ["/docs", "/redoc", "/openapi.json", "/sample_data", "/queue/status"])
 def test_every_page_answers(server: Server, page: str) -> None:
     assert server.get(page).status_code == 200
+
+
+LONG = {"audio_duration": 120.0, "infer_step": 2, "guidance_scale": 1.0}  # decoding takes seconds
+
+
+@pytest.mark.parametrize("audio_format", ["wav", "mp3", "ogg", "opus", "flac"])
+def test_a_song_is_heard_while_it_is_made_and_all_that_was_heard_is_its_file(server: Server, audio_format: str) -> None:
+    song = LONG | {"format": audio_format, "stream": True}
+    with server.post("/generate_music_direct", json=song, stream=True) as answer:
+        request_id = answer.headers["X-Request-ID"]
+        parts = answer.iter_content(chunk_size=None)
+        heard = next(parts)
+        assert server.get(f"/status/{request_id}").json()["progress"]["stage"] == "decoding"
+        heard += b"".join(parts)
+    assert server.until_ended(request_id)["status"] == "completed"
+    assert heard == server.get(f"/result/{request_id}").content == server.get(f"/stream/{request_id}").content
+    samples, rate_hz = soundfile.read(io.BytesIO(heard))
+    assert len(samples) / rate_hz == pytest.approx(120, abs=0.1)
+
+
+def test_a_song_that_ends_badly_breaks_the_connection_of_those_who_hear_it(server: Server) -> None:
+    request_id = server.post("/generate_music_async", json=LONG).json()["request_id"]
+    with server.get(f"/stream/{request_id}", stream=True) as answer:
+        parts = answer.iter_content(chunk_size=None)
+        next(parts)
+        requests.delete(f"{server.url}/request/{request_id}", timeout=60).raise_for_status()
+        with pytest.raises(requests.exceptions.ChunkedEncodingError):
+            list(parts)
+
+
+def test_a_client_that_leaves_its_stream_cancels_its_song(server: Server) -> None:
+    with server.post("/generate_music_direct", json=LONG | {"stream": True}, stream=True) as answer:
+        request_id = answer.headers["X-Request-ID"]
+    assert server.until_ended(request_id)["outcome"] == "cancelled"
+
+
+def test_a_client_that_does_not_read_holds_nobody_up(server: Server) -> None:
+    with server.post("/generate_music_direct", json=LONG | {"stream": True}, stream=True) as answer:
+        request_id = answer.headers["X-Request-ID"]
+        audio_of(server.post("/generate_music_direct", json=QUICK))
+        assert server.until_ended(request_id)["status"] == "completed"
+        assert answer.content == server.get(f"/result/{request_id}").content

@@ -122,7 +122,7 @@ class MemoryJobs:
         self.audio[key] = [await asyncio.to_thread(render, submission, index) for index in range(len(submission.songs))]
         for index, audio in enumerate(self.audio[key]):
             self.heard[key, index] = audio.tobytes()[: audio.size // 2]
-        await self._update(key, progress=Progress("decoding", 1, 2))
+        await self._update(key)
         await self._more.wait()
         if self.views[key].ended:
             return

@@ -175,6 +175,7 @@ async def test_the_schema_describes_every_route_and_every_field(client: httpx.As
         "/lyrics/tokens",
         "/status/{request_id}",
         "/result/{request_id}",
+        "/stream/{request_id}",
         "/queue/status",
         "/request/{request_id}",
     }
