@@ -24,14 +24,14 @@ from acestep_engine.encode import AudioEncoder
 from acestep_engine.params import OUTPUT_SAMPLE_RATE_HZ, AdapterLimits, ModelSpec, Progress
 from acestep_engine.requests import Decoded, Finished, Inputs, Latents
 from deployments.failures import ReplicaBrokenError
-from deployments.messages import JOB_MANAGER, ByteArray, Rendered, RenderJob, is_latents
+from deployments.messages import JOB_MANAGER, ByteArray, Heartbeat, Rendered, RenderJob, is_latents
 
 if TYPE_CHECKING:  # they take seconds to import, and only the replica needs them
     from deployments.engine_host import EngineHost
 
 PROGRESS_INTERVAL_S = 0.1  # of one call, as long as there are few
 PROGRESS_PER_S = 20  # of all calls of a replica together
-SIGN_OF_LIFE_S = 10.0  # of a call that the engine has paused for others
+HEARTBEAT_S = 5.0  # of a call with nothing to tell: paused for others, say
 REPORT_INTERVAL_S = 1.0
 REPORT_TIMEOUT_S = 5.0
 REPLACEMENT_WAIT_S = 60.0  # longer than Serve takes to replace a replica whose health check fails
@@ -62,6 +62,15 @@ class _Listener:
 
     def note_end(self, _: object) -> None:
         self._tell(self._end)
+
+    async def hear(self, timeout_s: float) -> bool:
+        """Until there is news, at most so long. Whether there is."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self.changed.wait()
+        heard = self.changed.is_set()
+        self.changed.clear()
+        return heard
 
     def _end(self) -> None:
         self.ended = True
@@ -144,8 +153,8 @@ class Generator:
         conditioning: "Conditioning",
         target: "Conditioning | None" = None,
         source: ByteArray | Latents | None = None,
-    ) -> AsyncIterator[Progress | ByteArray | Rendered]:
-        """Progress, the first at once and then at most ten a second, and at last one Rendered.
+    ) -> AsyncIterator[Progress | Heartbeat | ByteArray | Rendered]:
+        """Progress, the first at once and then at most ten a second, and at last one Rendered; Heartbeats in between.
 
         Parts of the encoded file come in between as soon as they are decoded; all of them, joined, are the file.
         `target` is what a song is edited to, `source` an audio file or latents. Cancelling aborts within one step.
@@ -167,7 +176,9 @@ class Generator:
         self._calls += 1
         try:
             while not listener.ended:
-                await self._hear(listener)
+                if not await listener.hear(HEARTBEAT_S):
+                    yield Heartbeat(self._host.steps)
+                    continue
                 async for part in self._encoded(file, listener):
                     yield part
                 if listener.progress is not None and not listener.ended:
@@ -208,17 +219,6 @@ class Generator:
 
     async def _read_audio(self, file: memoryview) -> SourceAudio:
         return await self._in_thread(lambda: read_audio(file, self._limits))
-
-    async def _hear(self, listener: _Listener) -> None:
-        """Until there is news of a call; now and then all the same, while it is paused for others."""
-        while not listener.changed.is_set():
-            steps = self._host.steps
-            with suppress(TimeoutError):
-                async with asyncio.timeout(SIGN_OF_LIFE_S):
-                    await listener.changed.wait()
-            if self._host.steps > steps:
-                break
-        listener.changed.clear()
 
     async def _encoded(self, file: _SongFile, listener: _Listener) -> AsyncIterator[ByteArray]:
         """The file's parts, as far as there is audio now."""

@@ -19,6 +19,7 @@ from deployments.autoscaling import WANTED_SONGS
 from deployments.failures import CANCELLED, EXPIRED, cause_of
 from deployments.fleet import Fleet
 from deployments.growing_audio import READ_BYTES
+from deployments.lease import LeaseTerms
 from deployments.live_jobs import LiveJob
 from deployments.loras import LoraRegistry
 from deployments.messages import (
@@ -70,7 +71,7 @@ class JobManagerConfig:
     build_id: str
     songs_per_size: int  # songs of one size that a Generator replica is given at a time
     queue_size: int
-    job_timeout_s: float
+    lease_terms: LeaseTerms
     result_ttl_s: float
     row_ttl_s: float
 
@@ -101,7 +102,7 @@ class JobManager:
             self._fleet,
             generator,
             text_encoder,
-            config.job_timeout_s,
+            config.lease_terms,
             on_place=self._on_place,
             on_end=self._on_end,
         )

@@ -106,6 +106,13 @@ class RenderJob:
 
 
 @dataclass(frozen=True)
+class Heartbeat:
+    """A Generator is there, with nothing to tell of a song. `engine_steps` are those its engine has done for all."""
+
+    engine_steps: int
+
+
+@dataclass(frozen=True)
 class Rendered:
     """A finished song, but for its encoded file, whose parts have come before."""
 

@@ -16,7 +16,7 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 from safetensors import SafetensorError
 
 from acestep_engine.errors import RequestError
-from acestep_engine.params import GenerationParams
+from acestep_engine.params import GenerationParams, Progress
 from acestep_engine.requests import Latents
 from deployments.failures import (
     INTERNAL,
@@ -30,8 +30,9 @@ from deployments.failures import (
     timed_out,
 )
 from deployments.fleet import Fleet
+from deployments.lease import Lease, LeaseTerms
 from deployments.live_jobs import LiveJob, LiveSong
-from deployments.messages import ByteArray, Rendered, RenderJob, SongResult, StorageError, request_of_song
+from deployments.messages import ByteArray, Heartbeat, Rendered, RenderJob, SongResult, StorageError, request_of_song
 from deployments.pace import Pace
 from deployments.results import JobFiles
 from deployments.store.protocol import Ending, JobRow, JobStore
@@ -66,7 +67,7 @@ class Runner:
         fleet: Fleet,
         generator: DeploymentHandle[Any],
         text_encoder: DeploymentHandle[Any],
-        job_timeout_s: float,
+        lease_terms: LeaseTerms,
         on_place: Callable[[LiveJob], None],
         on_end: Callable[[LiveJob], None],
     ) -> None:
@@ -75,7 +76,7 @@ class Runner:
         self._fleet = fleet
         self._generator = generator.options(method_name="generate", stream=True)
         self._text_encoder = text_encoder.options(method_name="encode")
-        self._job_timeout_s = job_timeout_s
+        self._lease_terms = lease_terms
         self._on_place = on_place
         self._on_end = on_end
         self.pace = Pace()
@@ -196,9 +197,6 @@ class Runner:
             song.abort()
             song.attempts -= 1
             raise
-        except TimeoutError:
-            song.abort()
-            raise _Failed(timed_out(self._job_timeout_s)) from None
         except (RayError, RayServeException) as error:
             if job.is_over():
                 return None
@@ -231,22 +229,35 @@ class Runner:
     async def _follow(
         self, job: LiveJob, song: LiveSong, response: DeploymentResponseGenerator[Any]
     ) -> Rendered | None:
-        """Take note of progress and audio until the song is there. Raises TimeoutError once there is none any more."""
-        clock_now = asyncio.get_running_loop().time
+        """Take note of what the Generator tells until the song is there. What it tells after its lease is not heard.
+
+        Raises _Lost when the lease lapses, _Failed when the engine stands still.
+        """
+        clock_now, lease = asyncio.get_running_loop().time, Lease(self._lease_terms)
         rendered: Rendered | None = None
-        async with asyncio.timeout(None) as timeout:  # waiting for a replica, or for its model, is not limited
-            async for message in response:
-                if isinstance(message, Rendered):
-                    rendered = message
-                    continue
-                timeout.reschedule(clock_now() + self._job_timeout_s)
-                if isinstance(message, np.ndarray):
-                    song.audio.add(message)
-                    continue
-                song.progress = message
-                if job.row.status == "pending":
-                    job.row = dataclasses.replace(job.row, status="processing", started_at=time.time())
+        try:
+            async with asyncio.timeout(None) as timeout:
+                async for message in response:
+                    steps = message.engine_steps if isinstance(message, Heartbeat) else None
+                    timeout.reschedule(lease.renew(clock_now(), steps))
+                    match message:
+                        case Rendered():
+                            rendered = message
+                        case np.ndarray():
+                            song.audio.add(message)
+                        case Progress():
+                            self._note_progress(job, song, message)
+        except TimeoutError:
+            song.abort()
+            if lease.has_stalled(clock_now()):
+                raise _Failed(timed_out(self._lease_terms.stall_s)) from None
+            raise _Lost("its lease lapsed") from None
         return rendered
+
+    def _note_progress(self, job: LiveJob, song: LiveSong, progress: Progress) -> None:
+        song.progress = progress
+        if job.row.status == "pending":
+            job.row = dataclasses.replace(job.row, status="processing", started_at=time.time())
 
     async def _publish(self, job: LiveJob, song: LiveSong, rendered: Rendered) -> None:
         """Write a song's files, all at a time. They are complete on the disk when this returns. Raises _Failed."""

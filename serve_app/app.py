@@ -14,6 +14,7 @@ from acestep_engine.audio import AudioLimits
 from acestep_engine.params import AdapterLimits
 from deployments.generator import Generator
 from deployments.job_manager import JobManager, JobManagerConfig
+from deployments.lease import LeaseTerms
 from deployments.messages import JOB_MANAGER
 from deployments.models import ModelChoice, Models, resolve_models
 from deployments.placement import Placement, ReplicaRequest, place
@@ -58,7 +59,7 @@ def build_app(settings: Settings) -> Application:
         build_id=uuid.uuid4().hex,
         songs_per_size=settings.generator.songs_per_size,
         queue_size=settings.limits.queue_size,
-        job_timeout_s=settings.jobs.job_timeout_s,
+        lease_terms=LeaseTerms(settings.jobs.lease_s, settings.jobs.job_timeout_s),
         result_ttl_s=settings.jobs.result_ttl_s,
         row_ttl_s=settings.jobs.row_ttl_s,
     )

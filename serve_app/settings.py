@@ -60,7 +60,10 @@ class Limits(Section):
 
 class JobSettings(Section):
     sync_wait_s: Annotated[float, Field(gt=0)] = 120.0  # the longest a synchronous route waits before it answers 202
-    job_timeout_s: Annotated[float, Field(gt=0)] = 600.0  # without a sign of life from the replica that makes a song
+    lease_s: Annotated[float, Field(ge=10)] = 30.0  # without a word from a replica, its songs are given to another
+    job_timeout_s: Annotated[float, Field(gt=0)] = (
+        600.0  # without a step of the engine that makes a song, it has failed
+    )
     result_ttl_s: Annotated[float, Field(gt=0)] = 24 * 3600.0
     row_ttl_s: Annotated[float, Field(gt=0)] = 7 * 24 * 3600.0
 

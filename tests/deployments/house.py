@@ -14,8 +14,10 @@ from ray.serve.exceptions import RequestCancelledError
 from acestep_engine.checkpoint import NANO_PATH
 from acestep_engine.params import GenerationParams, ModelSpec, Progress, Timings
 from deployments.job_manager import JobManager, JobManagerConfig
+from deployments.lease import LeaseTerms
 from deployments.messages import (
     ByteArray,
+    Heartbeat,
     JobView,
     Rendered,
     RenderJob,
@@ -26,7 +28,7 @@ from deployments.results import Folders
 
 AUDIO = np.arange(4, dtype=np.uint8)
 SONG = Rendered(np.zeros((8, 16, 2), np.float32), 1.5, Timings(1.0, 0.5), "nano", "cpu")
-Message = Progress | ByteArray | Rendered
+Message = Progress | Heartbeat | ByteArray | Rendered
 Script = Callable[[RenderJob], AsyncIterator[Message]]
 
 
@@ -137,7 +139,7 @@ class House:
             build_id="b",
             songs_per_size=1,
             queue_size=5,
-            job_timeout_s=60,
+            lease_terms=LeaseTerms(lease_s=30, stall_s=60),
             result_ttl_s=3600,
             row_ttl_s=7200,
         )

@@ -16,10 +16,12 @@ from acestep_engine.errors import NumericalError
 from acestep_engine.params import GenerationParams, Progress
 from deployments.autoscaling import WANTED_SONGS
 from deployments.failures import GpuMemoryError
+from deployments.lease import LeaseTerms
 from deployments.messages import (
     AudioFile,
     ByteArray,
     EarlierSong,
+    Heartbeat,
     JobEndedError,
     JobFailedError,
     JobNotEndedError,
@@ -71,12 +73,53 @@ async def test_a_job_that_ends_three_replicas_is_not_given_a_fourth(house: House
     assert (await house.end_of(await house.submit())).outcome == "completed"
 
 
-async def test_a_job_that_takes_too_long_is_aborted(house: House) -> None:
+async def test_a_job_whose_engine_stands_still_fails_although_its_replica_lives(house: House) -> None:
+    async def stand_still(job: RenderJob) -> AsyncIterator[Message]:
+        while True:
+            yield Heartbeat(7)
+            await asyncio.sleep(0.02)
+
     await house.close()
-    await house.open(job_timeout_s=0.2)
-    house.generator.script = sing_for_ever
+    await house.open(lease_terms=LeaseTerms(lease_s=10, stall_s=0.2))
+    house.generator.script = stand_still
     view = await house.end_of(await house.submit())
     assert (view.outcome, view.error_code, view.error) == ("failed", "timeout", "timed out after 0.2 s")
+
+
+async def test_a_song_that_waits_for_others_may_take_as_long_as_they_do(house: House) -> None:
+    async def pause(job: RenderJob) -> AsyncIterator[Message]:
+        for steps in range(20):
+            yield Heartbeat(steps)
+            await asyncio.sleep(0.05)
+        async for message in sing(job):
+            yield message
+
+    await house.close()
+    await house.open(lease_terms=LeaseTerms(lease_s=0.3, stall_s=0.3))
+    house.generator.script = pause
+    assert (await house.end_of(await house.submit())).outcome == "completed"
+
+
+async def test_a_replica_that_falls_silent_loses_its_song_and_what_it_says_later_is_not_heard(house: House) -> None:
+    wakes = asyncio.Event()
+
+    async def freeze_once(job: RenderJob) -> AsyncIterator[Message]:
+        if len(house.generator.started) == 1:
+            yield Progress("diffusion", 1, 2)
+            await wakes.wait()
+            yield np.full(9, 7, np.uint8)  # its own idea of the song
+            yield SONG
+        async for message in sing(job):
+            yield message
+
+    await house.close()
+    await house.open(lease_terms=LeaseTerms(lease_s=0.2, stall_s=60))
+    house.generator.script = freeze_once
+    request_id = await house.submit()
+    view = await house.end_of(request_id)
+    wakes.set()
+    assert (view.outcome, len(house.generator.started)) == ("completed", 2)
+    assert (await house.manager.result(request_id)).audio.tobytes() == AUDIO.tobytes()
 
 
 async def test_the_more_urgent_start_first_and_know_how_long_they_wait(house: House) -> None:
