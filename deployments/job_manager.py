@@ -5,6 +5,7 @@ import contextvars
 import dataclasses
 import logging
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -51,11 +52,13 @@ from deployments.results import Folders, JobFiles, source_name
 from deployments.runner import Runner
 from deployments.state_lock import StateLock
 from deployments.store.protocol import Ending, JobRow, JobStore
+from deployments.store.redis import RedisStore
 from deployments.store.sqlite import SqliteStore
 from deployments.views import view_of
 from deployments.waiting import WaitingJobs
 
 CLEANUP_INTERVAL_S = 60.0
+KEPT_ENDED = 1_000  # rows of ended jobs that are written again if the store loses its last changes
 
 logger = logging.getLogger("ray.serve")
 T = TypeVar("T")
@@ -72,6 +75,7 @@ class JobManagerConfig:
     songs_per_size: int  # songs of one size that a Generator replica is given at a time
     queue_size: int
     lease_terms: LeaseTerms
+    redis_url: str | None  # where the jobs are kept; None: in the state folder
     result_ttl_s: float
     row_ttl_s: float
 
@@ -92,7 +96,9 @@ class JobManager:
             raise StorageError(
                 f"the state folder {config.folders.state} cannot be written: {error.strerror}"
             ) from error
-        self._store: JobStore = await SqliteStore.open(config.folders.store)
+        self._jobs: dict[str, LiveJob] = {}  # all that have not ended
+        self._ended_lately: deque[JobRow] = deque(maxlen=KEPT_ENDED)
+        self._store: JobStore = await self._open_store()
         self._reader = text_encoder.options(method_name="read_lyrics")
         self._fleet = Fleet(self._store, config.models, config.build_id, generator, text_encoder)
         self._loras = LoraRegistry(self._store, lambda: self._fleet.spec)
@@ -106,7 +112,6 @@ class JobManager:
             on_place=self._on_place,
             on_end=self._on_end,
         )
-        self._jobs: dict[str, LiveJob] = {}  # all that have not ended
         self._waiting = WaitingJobs(config.songs_per_size)  # those with songs that nobody makes yet
         self._admission = Admission(
             self._store,
@@ -359,7 +364,15 @@ class JobManager:
         self._waiting.end(job.duration_s)
         self._start_jobs()
 
+    async def _open_store(self) -> JobStore:
+        if self._config.redis_url is None:
+            return await SqliteStore.open(self._config.folders.store)
+        return await RedisStore.open(
+            self._config.redis_url, known=lambda: [*self._ended_lately, *(job.row for job in self._jobs.values())]
+        )
+
     def _on_end(self, job: LiveJob) -> None:
+        self._ended_lately.append(job.row)
         self._jobs.pop(job.row.request_id, None)
         self._waiting.discard(job.row.request_id)
 

@@ -60,6 +60,7 @@ def build_app(settings: Settings) -> Application:
         songs_per_size=settings.generator.songs_per_size,
         queue_size=settings.limits.queue_size,
         lease_terms=LeaseTerms(settings.jobs.lease_s, settings.jobs.job_timeout_s),
+        redis_url=None if settings.store == "sqlite" else settings.store,
         result_ttl_s=settings.jobs.result_ttl_s,
         row_ttl_s=settings.jobs.row_ttl_s,
     )

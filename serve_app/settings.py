@@ -18,6 +18,9 @@ LogLevel = Annotated[
 ]
 
 
+StoreUrl = Annotated[str, Field(pattern=r"^(sqlite|(redis|rediss|unix)://.+)$")]
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -87,6 +90,7 @@ class Settings(Section):
     limits: Limits = Limits()
 
     output_dir: Path = Field(default_factory=lambda: Path(os.environ.get("ACE_OUTPUT_DIR", "./outputs")))
+    store: StoreUrl = "sqlite"  # where jobs are kept: sqlite (in state_dir), or a Redis by its URL
     state_dir: Path = Path("./.acestep")  # the job store, results and latents
     audio_root: Path | None = None  # where ref_audio_input may name files; None: nowhere
     lora_root: Path | None = None  # where POST /loras may name adapters; None: nowhere

@@ -21,10 +21,6 @@ class StoreDeposedError(StorageError):
     """Somebody else has opened the store since: whoever gets this must change nothing any more."""
 
 
-class StoreRolledBackError(StorageError):
-    """Changes that the store had confirmed are gone. Nothing was changed; `restore` brings them back."""
-
-
 @dataclass(frozen=True)
 class JobRow:
     """A job as it is kept. Times are Unix seconds."""

@@ -4,7 +4,9 @@ Every change is a script, so that it happens whole or not at all. Each opening o
 it before is refused from then on, so that a JobManager that was cut off and comes back changes nothing any more.
 """
 
+import asyncio
 import json
+import logging
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Self, get_args
@@ -17,7 +19,7 @@ from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from deployments.messages import Status, StorageError
-from deployments.store.protocol import Ending, JobRow, StoreDeposedError, StoreFormatError, StoreRolledBackError
+from deployments.store.protocol import Ending, JobRow, StoreDeposedError, StoreFormatError
 from deployments.store.rows import from_texts, to_json, to_texts
 
 FORMAT = "1"
@@ -26,6 +28,8 @@ CONNECTIONS = 16
 TIMEOUT_S = 5.0
 RETRIES = 2
 READ_AT_ONCE = 200
+
+logger = logging.getLogger("ray.serve")
 
 # Refuses a caller that no longer owns the store, and one whose last change is not there any more; counts the change.
 GUARD = """
@@ -47,8 +51,9 @@ local prefix, format = KEYS[1], ARGV[1]
 local found = redis.call('GET', prefix .. ':format')
 if found and found ~= format then return redis.error_reply('FORMAT ' .. found) end
 redis.call('SET', prefix .. ':format', format)
+redis.call('SET', prefix .. ':owner', ARGV[2])
 local last = redis.call('ZRANGE', prefix .. ':unfinished', -1, -1, 'WITHSCORES')[2] or '0'
-return {redis.call('INCR', prefix .. ':owner'), tonumber(redis.call('GET', prefix .. ':writes') or '0'), tonumber(last)}
+return {tonumber(redis.call('GET', prefix .. ':writes') or '0'), tonumber(last)}
 """
 
 ADD = (
@@ -135,20 +140,27 @@ return answer(1)
 )
 
 
+class _RolledBackError(StorageError):
+    """Changes that the store had confirmed are gone; nothing was changed."""
+
+
 class RedisStore:
     """A JobStore. Durable as far as Redis is: with `appendfsync everysec` a crash of Redis may lose its last second.
 
-    A change that finds earlier ones missing raises StoreRolledBackError: `restore` then writes what the caller knows.
+    When a change finds earlier ones missing, what `known` answers is written first: the rows of all jobs that have not
+    ended, and of those that have lately.
     """
 
-    def __init__(self, client: Redis) -> None:
+    def __init__(self, client: Redis, known: Callable[[], Sequence[JobRow]]) -> None:
         self._redis = client
+        self._known = known
+        self._restoring = asyncio.Lock()
         self._owner = ""
         self._writes = 0  # changes of the store that this one has seen
         self._last_number = 0  # of the job that was added last
 
     @classmethod
-    async def open(cls, url: str) -> Self:
+    async def open(cls, url: str, known: Callable[[], Sequence[JobRow]]) -> Self:
         """Connect and take the store over. Raises StorageError, StoreFormatError for a store of another version."""
         try:
             pool: BlockingConnectionPool = BlockingConnectionPool.from_url(
@@ -162,7 +174,7 @@ class RedisStore:
             )
         except ValueError as error:
             raise StorageError(f"the job store's URL cannot be used: {error}") from error
-        store = cls(Redis.from_pool(pool))
+        store = cls(Redis.from_pool(pool), known)
         try:
             await store._take_over()
         except StorageError:
@@ -170,22 +182,8 @@ class RedisStore:
             raise
         return store
 
-    async def restore(self, rows: Sequence[JobRow]) -> None:
-        """After a StoreRolledBackError: take the store over again, and bring it to what these jobs are.
-
-        A job that is there and has ended stays; one that has not and is known to have ended, ends.
-        """
-        await self._take_over()
-        for row in rows:
-            await self.add(row)
-            if row.outcome is not None and row.completed_at is not None:
-                ending = Ending(row.outcome, row.completed_at, row.results, row.error, row.error_code)
-                await self.finish(row.request_id, ending, row.started_at)
-
     async def add(self, row: JobRow) -> bool:
-        self._last_number += 1  # counted here, because calls made together may arrive in another order
-        fields, number = json.dumps(to_texts(row)), str(self._last_number)
-        return bool(await self._change(ADD, row.request_id, fields, uuid.uuid4().hex, number))
+        return bool(await self._change(ADD, *self._to_add(row)))
 
     async def get(self, request_id: str) -> JobRow | None:
         return (await self._rows([request_id]))[0]
@@ -201,16 +199,7 @@ class RedisStore:
         return bool(await self._change(CHANGE, request_id, _fields(output_paths=paths)))
 
     async def finish(self, request_id: str, ending: Ending, started_at: float | None = None) -> bool:
-        fields = _fields(
-            status=ending.status,
-            outcome=ending.outcome,
-            started_at=started_at,
-            completed_at=ending.at,
-            results=ending.results,
-            error=ending.error,
-            error_code=ending.error_code,
-        )
-        return bool(await self._change(FINISH, request_id, fields, uuid.uuid4().hex))
+        return bool(await self._change(FINISH, *_to_finish(request_id, ending, started_at)))
 
     async def unfinished(self) -> list[JobRow]:
         ids = await self._read(lambda: self._redis.zrange(f"{PREFIX}:unfinished", 0, -1))
@@ -239,26 +228,59 @@ class RedisStore:
     async def close(self) -> None:
         await self._redis.aclose()
 
+    async def _restore(self, lost_by: str) -> None:
+        """Take the store over again and bring it to what is known, unless somebody has since the change of `lost_by`.
+
+        A job that is there and has ended stays; one that has not and is known to have ended, ends.
+        """
+        async with self._restoring:
+            if self._owner != lost_by:
+                return
+            rows = self._known()
+            logger.warning("the job store has lost its last changes: %d jobs are written again", len(rows))
+            await self._take_over()
+            for row in rows:
+                await self._once(ADD, *self._to_add(row))
+                if row.outcome is not None and row.completed_at is not None:
+                    ending = Ending(row.outcome, row.completed_at, row.results, row.error, row.error_code)
+                    await self._once(FINISH, *_to_finish(row.request_id, ending, row.started_at))
+
     async def _take_over(self) -> None:
+        owner = uuid.uuid4().hex
         try:
-            owner, self._writes, self._last_number = await self._read(
-                lambda: self._redis.eval(TAKE_OVER, 1, PREFIX, FORMAT)
+            self._writes, self._last_number = await self._read(
+                lambda: self._redis.eval(TAKE_OVER, 1, PREFIX, FORMAT, owner)
             )
         except ResponseError as error:
             if str(error).startswith("FORMAT"):
                 formats = f"has format {str(error).removeprefix('FORMAT ')}, this version reads format {FORMAT}"
                 raise StoreFormatError(f"the job store in Redis {formats}; it was left as it is") from error
             raise StorageError(f"the job store cannot be used just now: {error}") from error
-        self._owner = str(owner)
+        self._owner = owner
+
+    def _to_add(self, row: JobRow) -> tuple[str, ...]:
+        self._last_number += 1  # counted here, because calls made together may arrive in another order
+        return row.request_id, json.dumps(to_texts(row)), uuid.uuid4().hex, str(self._last_number)
 
     async def _change(self, script: str, *arguments: str) -> Any:
-        """Run a script that begins with GUARD; its answer."""
+        """Run a script that begins with GUARD, after what the store has lost is written again; its answer."""
+        while True:
+            owner = self._owner
+            try:
+                return await self._once(script, *arguments)
+            except _RolledBackError:
+                await self._restore(owner)
+            except StoreDeposedError:
+                if owner == self._owner:
+                    raise
+
+    async def _once(self, script: str, *arguments: str) -> Any:
         guard = self._owner, str(self._writes)
         try:
             writes, answer = await self._read(lambda: self._redis.eval(script, 1, PREFIX, *guard, *arguments))
         except ResponseError as error:
             if "ROLLED_BACK" in str(error):
-                raise StoreRolledBackError("the job store has lost its last changes") from error
+                raise _RolledBackError("the job store has lost its last changes") from error
             if "DEPOSED" in str(error):
                 raise StoreDeposedError("another job manager has taken the job store over") from error
             raise StorageError(f"the job store cannot be used just now: {error}") from error
@@ -285,6 +307,19 @@ class RedisStore:
             raise
         except (RedisError, OSError) as error:
             raise StorageError(f"the job store cannot be reached just now: {type(error).__name__}") from error
+
+
+def _to_finish(request_id: str, ending: Ending, started_at: float | None) -> tuple[str, ...]:
+    fields = _fields(
+        status=ending.status,
+        outcome=ending.outcome,
+        started_at=started_at,
+        completed_at=ending.at,
+        results=ending.results,
+        error=ending.error,
+        error_code=ending.error_code,
+    )
+    return request_id, fields, uuid.uuid4().hex
 
 
 def _fields(**values: object) -> str:

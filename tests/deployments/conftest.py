@@ -50,7 +50,7 @@ async def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIte
         if opened:
             await opened.pop().close()
         if server is not None:
-            opened.append(await RedisStore.open(server.url))
+            opened.append(await RedisStore.open(server.url, list))
         else:
             opened.append(await SqliteStore.open(tmp_path / "state" / "jobs.sqlite3"))
         return opened[0]

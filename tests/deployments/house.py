@@ -140,6 +140,7 @@ class House:
             songs_per_size=1,
             queue_size=5,
             lease_terms=LeaseTerms(lease_s=30, stall_s=60),
+            redis_url=None,
             result_ttl_s=3600,
             row_ttl_s=7200,
         )

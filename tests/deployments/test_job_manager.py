@@ -49,6 +49,7 @@ from tests.deployments.house import (
     submission,
     until,
 )
+from tests.redis_server import RedisServer
 
 
 async def test_a_replica_that_dies_twice_is_forgiven(house: House) -> None:
@@ -183,6 +184,28 @@ async def test_every_replica_that_is_there_gets_its_songs_and_the_others_keep_th
         await house.manager.report(ReplicaState(name, "nano", "cpu"))
     await house.until_running(second)
     assert (await house.manager.status(third)).position == 0
+
+
+async def test_jobs_kept_in_redis_outlive_the_job_manager_and_a_redis_that_forgets(
+    house: House, redis_server: RedisServer
+) -> None:
+    redis_server.empty()
+    await house.close()
+    await house.open(redis_url=redis_server.url)
+    ended = await house.submit()
+    await house.end_of(ended)
+    house.generator.script = sing_for_ever
+    running, waiting = await house.submit(), await house.submit()
+    await house.until_running(running)
+    redis_server.empty()
+    last = await house.submit()
+    await house.close()
+    house.generator.script = sing
+    await house.open()
+    views = [await house.end_of(name) for name in (running, waiting, last)]
+    assert [view.outcome for view in views] == ["completed"] * 3
+    assert house.generator.started == [ended, running, running, waiting, last]
+    assert (await house.manager.result(ended)).audio.tobytes() == AUDIO.tobytes()
 
 
 async def test_priorities_outlive_the_job_manager(house: House) -> None:
