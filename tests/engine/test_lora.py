@@ -16,7 +16,7 @@ from acestep_engine.errors import AdapterChangedError, AdapterNotLoadedError
 from acestep_engine.model.low_rank import WeightedAdapter
 from acestep_engine.model.transformer import Transformer
 from acestep_engine.params import Adapter, AdapterLimits, GenerationParams
-from acestep_engine.requests import Song
+from acestep_engine.requests import Song, songs_of
 from tests.engine.loras import (
     OTHER_TARGETS,
     PUBLISHED_TARGETS,
@@ -28,7 +28,7 @@ from tests.engine.loras import (
     save_peft_folder,
 )
 from tests.engine.small import CPU, SMALL, Ask, conditioning, latents, packing, small_engine, small_transformer
-from tests.engine.wishes import EXACT, KINDS, Wish, assert_same, drain, songs
+from tests.engine.wishes import EXACT, KINDS, Wish, assert_same, drain
 from tests.parity import relative_error
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -67,7 +67,7 @@ def run(engine: Engine, wishes: dict[str, Wish]) -> dict[str, Song]:
         if wish.params.active_adapter is not None:
             engine.adapters.fetch(wish.params.active_adapter)
         wish.add_to(engine, request_id)
-    return songs(drain(engine))
+    return songs_of(drain(engine))
 
 
 # As peft has it
