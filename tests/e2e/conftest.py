@@ -13,6 +13,7 @@ import pytest
 
 from acestep_engine.params import GenerationParams
 from deployments.messages import JOB_MANAGER, JobView, ServiceStatus, Submission
+from tests.e2e.server import Server, serving
 
 SONG = GenerationParams("piano", "", 2.0, seed=7, steps=4, guidance_scale=1.0)
 LONG_SONG = GenerationParams("piano", "", 240.0, seed=7, steps=200)
@@ -143,3 +144,10 @@ def graph(ray_cluster: None, other_checkpoint: Path, tmp_path_factory: pytest.Te
     handle = serve.get_deployment_handle(JOB_MANAGER, name)
     yield Graph(name, root / "state", root / "outputs", handle)
     serve.shutdown()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for all tests of a file."""
+    with serving(tmp_path_factory.mktemp("server")) as server:
+        yield server

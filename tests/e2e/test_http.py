@@ -3,15 +3,7 @@
 import base64
 import io
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
 import zipfile
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,53 +12,11 @@ import pytest
 import requests
 import soundfile
 
+from tests.e2e.server import Server
+
 pytestmark = pytest.mark.cluster
 
 QUICK = {"audio_duration": 2.0, "infer_step": 4, "manual_seeds": 11}
-START_TIMEOUT_S = 180.0
-
-
-@dataclass
-class Server:
-    url: str
-    outputs: Path
-
-    def post(self, route: str, **options: Any) -> requests.Response:
-        return requests.post(f"{self.url}{route}", timeout=120, **options)
-
-    def get(self, route: str, **options: Any) -> requests.Response:
-        return requests.get(f"{self.url}{route}", timeout=120, **options)
-
-    def until_ended(self, request_id: str) -> dict[str, Any]:
-        deadline = time.monotonic() + 120
-        while (status := self.get(f"/status/{request_id}").json())["status"] not in ("completed", "failed"):
-            assert time.monotonic() < deadline, status
-            time.sleep(0.1)
-        return status  # type: ignore[no-any-return]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("server")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = os.environ | {"ACE_OUTPUT_DIR": str(folder / "outputs"), "ACESTEP_ADMIN_KEY": "secret"}
-    environment.pop("RAY_ADDRESS", None)
-    command = [sys.executable, "-m", "serve_app.cli", "--model", "nano", "--host", "127.0.0.1", "--port", str(port)]
-    with open(folder / "log", "w") as log:
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
-        try:
-            deadline = time.monotonic() + START_TIMEOUT_S
-            while "ACE-Step is ready" not in (folder / "log").read_text():
-                assert process.poll() is None, (folder / "log").read_text()
-                assert time.monotonic() < deadline, (folder / "log").read_text()
-                time.sleep(0.5)
-            yield Server(f"http://127.0.0.1:{port}", folder / "outputs")
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(timeout=60)
-    assert process.returncode == 0
 
 
 def audio_of(response: requests.Response) -> np.ndarray[Any, Any]:
