@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Container
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -128,9 +129,9 @@ class JobFiles:
         """Remove what was written, or used as a source, before that time, but no source in `needed`."""
         for folder in (self._results, self._latents, self._sources):
             for path in folder.iterdir():
-                with self._removing:
+                with self._removing, suppress(FileNotFoundError):  # half written, it got its name; or a job ended
                     if path.stat().st_mtime < before and f"{folder.name}/{path.name}" not in needed:
-                        path.unlink(missing_ok=True)
+                        path.unlink()
 
     def claim_outputs(self, audio_format: AudioFormat, at: float, count: int) -> tuple[str, ...]:
         """Take so many file names in the output folder that nobody has: `output_YYYYMMDDHHMMSS_N.<format>`."""
