@@ -26,8 +26,8 @@ Makes music from a description and lyrics, or from a song of yours, with the ACE
 Every generating route takes the same fields, as JSON, as a form or as multipart, and every field has a default. The
 same `manual_seeds` and fields make the same music: `params_json` in an answer can be posted again as it is.
 
-`task` says what is made: a song of words, another take of one (retake), or from a source one like it (audio2audio), with
-a range made anew (repaint), with seconds before or after it (extend), with other words (edit). The source is
+`task` says what is made: a song of words, another take of one (retake), or from a source one like it (audio2audio),
+with a range made anew (repaint), with seconds before or after it (extend), with other words (edit). The source is
 `audio_file`, `audio_base64`, or an earlier job as `source_request_id`. `batch_size` makes several songs in one job.
 
 Errors are `application/problem+json` with a stable `code`; wrong fields are listed under `errors`.
