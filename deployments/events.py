@@ -3,28 +3,14 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-EventKind = Literal["queued", "encoding", "diffusion", "decoding", "ended"]
+from deployments.messages import EventKind, JobEvent
 
 KEPT_EVENTS = 256  # of one job: those who come back after longer miss steps in between, never the end
 STEP_INTERVAL_S = 0.25  # between two events of the same kind
-
-
-@dataclass(frozen=True)
-class JobEvent:
-    """`event_id` grows within a job, also over restarts of the service; `data` is what a client reads, as JSON."""
-
-    event_id: int
-    kind: EventKind
-    data: dict[str, Any]
-
-    @property
-    def last(self) -> bool:
-        return self.kind == "ended"
 
 
 class EventLog:
@@ -62,21 +48,11 @@ class EventLog:
         """Those kept that came after this id, in order."""
         return [event for event in self._events if event.event_id > event_id]
 
-    async def follow(self, event_id: int, idle_s: float) -> AsyncIterator[JobEvent | None]:
-        """What came after this id, then what comes, up to the end; None whenever nothing came for `idle_s`."""
-        while True:
-            changed = self._changed
-            for event in self.after(event_id):
-                event_id = event.event_id
-                yield event
-                if event.last:
-                    return
-            if changed is not self._changed:  # something came while the reader was slow
-                continue
-            if self.ended:  # the end itself had been read before
-                return
+    async def wait_after(self, event_id: int, timeout_s: float) -> list[JobEvent]:
+        """As `after`, and if there are none, what comes next, or nothing after so long or after the end."""
+        if not (events := self.after(event_id)) and not self.ended:
             with suppress(TimeoutError):
-                async with asyncio.timeout(idle_s):
-                    await changed.wait()
-                continue
-            yield None
+                async with asyncio.timeout(timeout_s):
+                    await self._changed.wait()
+            events = self.after(event_id)
+        return events

@@ -14,12 +14,13 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from acestep_engine.caching import LruCache
 from acestep_engine.errors import RequestError
 from deployments.admission import Admission
 from deployments.autoscaling import WANTED_SONGS
-from deployments.failures import CANCELLED, EXPIRED, cause_of
+from deployments.events import EventLog
+from deployments.failures import CANCELLED, cause_of
 from deployments.fleet import Fleet
-from deployments.growing_audio import READ_BYTES
 from deployments.lease import LeaseTerms
 from deployments.live_jobs import LiveJob
 from deployments.loras import LoraRegistry
@@ -27,11 +28,8 @@ from deployments.messages import (
     AudioFile,
     AudioPart,
     ByteArray,
-    EarlierSong,
+    EventBatch,
     JobEndedError,
-    JobFailedError,
-    JobNotEndedError,
-    JobNotFoundError,
     JobView,
     LoraInfo,
     LyricReading,
@@ -40,24 +38,23 @@ from deployments.messages import (
     ReplicaState,
     ServiceError,
     ServiceStatus,
-    SongChangedError,
-    SongNotFoundError,
-    SourceGoneError,
     SourceSong,
     StorageError,
     Submission,
 )
 from deployments.models import Models
-from deployments.results import Folders, JobFiles, source_name
+from deployments.results import Folders, JobFiles
 from deployments.runner import Runner
+from deployments.song_reader import SongReader
 from deployments.state_lock import StateLock
 from deployments.store.protocol import Ending, JobRow, JobStore
 from deployments.store.redis import RedisStore
 from deployments.store.sqlite import SqliteStore
-from deployments.views import view_of
+from deployments.views import end_event, view_of
 from deployments.waiting import WaitingJobs
 
 CLEANUP_INTERVAL_S = 60.0
+KEPT_LOGS = 200  # of jobs that ended last, for those who come back to follow them
 KEPT_ENDED = 1_000  # rows of ended jobs that are written again if the store loses its last changes
 
 logger = logging.getLogger("ray.serve")
@@ -122,6 +119,8 @@ class JobManager:
             find_live=self._jobs.get,
             take_up=self._take_up,
         )
+        self._songs = SongReader(self._store, self._files, self._jobs.get, self._view)
+        self._ended_logs: LruCache[str, EventLog] = LruCache(KEPT_LOGS)
         self._model_changes = 0  # that are under way: no job starts meanwhile
         self._tasks: set[asyncio.Task[Any]] = set()
         await self._recover()
@@ -145,30 +144,38 @@ class JobManager:
         yield self._view(job)
         await job.wait(timeout_s)
         view = self._view(job)
-        yield await self._audio_file(view, 0) if wants_audio and view.outcome == "completed" else view
+        yield await self._songs.audio_file(view, 0) if wants_audio and view.outcome == "completed" else view
 
     async def status(self, request_id: str) -> JobView:
         """Raises JobNotFoundError."""
-        job = self._jobs.get(request_id)
-        return self._view(job) if job is not None else view_of(await self._row(request_id))
+        return await self._songs.view(request_id)
 
     async def wait(self, request_id: str, timeout_s: float) -> JobView:
         """The job at its end, or after `timeout_s`, whichever is first. Raises JobNotFoundError."""
         job = self._jobs.get(request_id)
         if job is None:
-            return view_of(await self._row(request_id))
+            return await self._songs.view(request_id)
         await job.wait(timeout_s)
         return self._view(job)
+
+    async def events(self, request_id: str, after: int, timeout_s: float) -> EventBatch:
+        """What happened to a job since the event `after`, or what does next, or nothing for so long.
+
+        Raises JobNotFoundError.
+        """
+        job = self._jobs.get(request_id)
+        log = self._ended_logs.get(request_id) if job is None else job.events
+        if log is None:
+            end = end_event(await self._songs.view(request_id))
+            return EventBatch((end,) if end.event_id > after else (), over=True)
+        return EventBatch(tuple(await log.wait_after(after, timeout_s)), log.ended)
 
     async def result(self, request_id: str, index: int = 0) -> AudioFile:
         """The audio of one song of a completed job.
 
         Raises JobNotFoundError, JobNotEndedError, JobFailedError, SongNotFoundError.
         """
-        return await self._audio_file(await self.status(request_id), index)
-
-    async def _audio_file(self, view: JobView, index: int) -> AudioFile:
-        return AudioFile(view, await self._read(view, index), index)
+        return await self._songs.audio_file(await self.status(request_id), index)
 
     async def listen(self, request_id: str, index: int, heard: int, edition: str | None, timeout_s: float) -> AudioPart:
         """What follows the `heard` bytes of a song's file, perhaps while it is made, and perhaps nothing for so long.
@@ -176,60 +183,18 @@ class JobManager:
         `edition` is that of the bytes before. Raises JobNotFoundError, JobFailedError, SongNotFoundError,
         SongChangedError.
         """
-        job = self._jobs.get(request_id)
-        if job is not None:
-            _check_index(job.row, index)
-            audio = job.songs[index].audio
-            await audio.wait_beyond(heard, timeout_s)
-            if audio.closed and not audio.complete:
-                await job.wait(timeout_s)
-            if not job.row.ended:
-                _check_edition(audio.edition, heard, edition)
-                return AudioPart(self._view(job), audio.read(heard), audio.edition, audio.ends_at(heard))
-        view = await self.status(request_id)
-        part = await self._read(view, index, heard, READ_BYTES)
-        result = view.results[index]
-        _check_edition(result.edition, heard, edition)
-        return AudioPart(view, part, result.edition, heard + part.size >= result.audio_bytes)
-
-    async def _read(self, view: JobView, index: int, start: int = 0, most: int = -1) -> ByteArray:
-        """Of a song's file. Raises JobNotEndedError, JobFailedError, SongNotFoundError."""
-        _check_index(view, index)
-        if not view.ended:
-            raise JobNotEndedError(view)
-        if view.outcome != "completed":
-            raise JobFailedError(view)
-        read = self._files.read_audio
-        try:
-            return await asyncio.to_thread(read, view.request_id, index, view.audio_format, start, most)
-        except FileNotFoundError:
-            gone = dataclasses.replace(
-                view, outcome="expired", error=EXPIRED.sentence, error_code=EXPIRED.code, results=()
-            )
-            raise JobFailedError(gone) from None
+        return await self._songs.listen(request_id, index, heard, edition, timeout_s)
 
     async def source_song(self, request_id: str, index: int) -> SourceSong:
         """A song that another may begin from. What is kept of it is kept anew for as long as a result.
 
         Raises JobNotFoundError, JobNotEndedError, JobFailedError, SongNotFoundError.
         """
-        live = self._jobs.get(request_id)
-        if live is not None:
-            raise JobNotEndedError(self._view(live))
-        row = await self._row(request_id)
-        if not row.results:
-            raise JobFailedError(view_of(row))
-        if index >= len(row.songs):
-            raise SongNotFoundError(index, len(row.songs))
-        is_kept = await asyncio.to_thread(self._files.use_source, source_name(EarlierSong(request_id, index)))
-        return SourceSong(row.songs[index], row.results[index].duration_s, is_kept)
+        return await self._songs.source_song(request_id, index)
 
     async def upload(self, digest: str) -> ByteArray:
         """An audio file that was a source before. Raises SourceGoneError."""
-        try:
-            return await asyncio.to_thread(self._files.read_upload, digest)
-        except FileNotFoundError:
-            raise SourceGoneError(digest) from None
+        return await self._songs.upload(digest)
 
     async def cancel(self, request_id: str) -> JobView:
         """End a job that waits or runs; a cancelled one stays as it is. Raises JobNotFoundError, JobEndedError."""
@@ -238,7 +203,7 @@ class JobManager:
             ending = Ending("cancelled", time.time(), error=CANCELLED.sentence, error_code=CANCELLED.code)
             if await self._to_its_end(self._runner.end(job, ending)):
                 return self._view(job)
-        view = view_of(await self._row(request_id))
+        view = await self._songs.view(request_id)
         if view.outcome != "cancelled":
             raise JobEndedError(view)
         return view
@@ -337,6 +302,7 @@ class JobManager:
 
     def _take_up(self, row: JobRow) -> LiveJob:
         job = self._jobs.get(row.request_id) or self._enqueue(row)
+        self._tell_positions()
         self._start_jobs()
         return job
 
@@ -352,12 +318,22 @@ class JobManager:
         """
         replicas = len(self._fleet.status(len(self._waiting)).replicas)
         self._waiting.max_in_flight_per_size = self._config.songs_per_size * max(1, replicas)
+        moved = False
         while not self._model_changes and (request_id := self._waiting.start_next()) is not None:
-            job = self._jobs[request_id]
+            moved, job = True, self._jobs[request_id]
             if not job.running:
                 job.running = True
                 self._spawn(self._runner.run(job))
             job.grant_place()
+        if moved:
+            self._tell_positions()
+
+    def _tell_positions(self) -> None:
+        """Tell those who follow jobs that wait."""
+        for request_id, position in self._waiting.positions():
+            wait_s = self._runner.pace.wait_s(position) if position else 0.0
+            told = {"position": position, "expected_wait_s": round(wait_s, 1)}
+            self._jobs[request_id].events.add("queued", told)
 
     def _on_place(self, job: LiveJob) -> None:
         job.places -= 1
@@ -373,6 +349,9 @@ class JobManager:
 
     def _on_end(self, job: LiveJob) -> None:
         self._ended_lately.append(job.row)
+        end = end_event(view_of(job.row))
+        job.events.add(end.kind, end.data)
+        self._ended_logs.put(job.row.request_id, job.events)
         self._jobs.pop(job.row.request_id, None)
         self._waiting.discard(job.row.request_id)
 
@@ -399,17 +378,11 @@ class JobManager:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _row(self, request_id: str) -> JobRow:
-        row = await self._store.get(request_id)
-        if row is None:
-            raise JobNotFoundError(request_id)
-        return row
-
     def _view(self, job: LiveJob) -> JobView:
         if job.row.ended:
             return view_of(job.row)
         if job.row.status == "processing":
-            return view_of(job.row, progress=job.progress)
+            return dataclasses.replace(view_of(job.row, progress=job.progress), remaining_s=job.slowest.remaining_s)
         position = self._waiting.position(job.row.request_id)
         view = view_of(job.row, position, job.progress)
         return dataclasses.replace(view, expected_wait_s=self._runner.pace.wait_s(position) if position else 0.0)
@@ -418,13 +391,3 @@ class JobManager:
 def _is_unexpected(record: logging.LogRecord) -> bool:
     """Serve logs whatever a method raises as an error with a traceback; what we answer on purpose is none."""
     return record.exc_info is None or not isinstance(record.exc_info[1], ServiceError | RequestError)
-
-
-def _check_index(job: JobView | JobRow, index: int) -> None:
-    if not 0 <= index < len(job.songs):
-        raise SongNotFoundError(index, len(job.songs))
-
-
-def _check_edition(found: str, heard: int, edition: str | None) -> None:
-    if heard and found != edition:
-        raise SongChangedError

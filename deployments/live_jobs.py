@@ -1,12 +1,14 @@
 """Jobs that have not ended, or have just now: what is known of them in memory only."""
 
 import asyncio
+import time
 from contextlib import suppress
 from typing import Any
 
 from ray.serve.handle import DeploymentResponseGenerator
 
 from acestep_engine.params import GenerationParams, Progress
+from deployments.events import EventLog
 from deployments.failures import Failure
 from deployments.growing_audio import GrowingAudio
 from deployments.messages import SongResult
@@ -23,9 +25,26 @@ class LiveSong:
         self.params = params
         self.attempts = attempts  # in all lives of the job
         self.progress: Progress | None = None
+        self.diffusion_began_at: float | None = None
         self.response: DeploymentResponseGenerator[Any] | None = None  # the Generator's call, while there is one
         self.audio = GrowingAudio()
         self.result: SongResult | None = None  # once its files are on the disk
+
+    @property
+    def remaining_s(self) -> float | None:
+        """Of diffusion, judged by the steps so far; None before the first, and after the last."""
+        progress, began_at = self.progress, self.diffusion_began_at
+        if progress is None or began_at is None or progress.stage != "diffusion" or not progress.step:
+            return None
+        return (time.monotonic() - began_at) / progress.step * (progress.steps - progress.step)
+
+    def note(self, progress: Progress | None) -> None:
+        """It is so far; None is back at the start."""
+        self.progress = progress
+        if progress is None or progress.stage == "encoding":
+            self.diffusion_began_at = None
+        elif self.diffusion_began_at is None:
+            self.diffusion_began_at = time.monotonic()
 
     def abort(self) -> None:
         """Stop the Generator's call, if there is one, within one forward."""
@@ -41,6 +60,7 @@ class LiveJob:
         self.row = row
         self.songs = [LiveSong(index, params, row.attempts) for index, params in enumerate(row.songs)]
         self.failure: Failure | None = None  # of one of its songs, which ends the others
+        self.events = EventLog()
         self.ended = asyncio.Event()
         if row.ended:
             self.ended.set()
@@ -58,13 +78,26 @@ class LiveJob:
         return self.row.songs[0].duration_s
 
     @property
+    def slowest(self) -> LiveSong:
+        """The song that is least far of those that are not there yet."""
+        left = [song for song in self.songs if song.result is None]
+        return min(left or self.songs, key=lambda song: _how_far(song.progress))
+
+    @property
     def progress(self) -> Progress | None:
         """That of the song that is least far; None as long as none has begun."""
-        begun = [song.progress for song in self.songs if song.progress is not None]
-        if not begun:
+        if all(song.progress is None for song in self.songs):
             return None
-        left = [song.progress or Progress("encoding") for song in self.songs if song.result is None]
-        return min(left or begun, key=_how_far)
+        return self.slowest.progress or Progress("encoding")
+
+    def tell_progress(self) -> None:
+        """Tell those who follow how far it is."""
+        progress = self.progress
+        if progress is not None and not self.is_over():
+            remaining_s = self.slowest.remaining_s
+            told: dict[str, float] = {"step": progress.step, "steps": progress.steps}
+            told |= {} if remaining_s is None else {"remaining_s": round(remaining_s, 1)}
+            self.events.add(progress.stage, {} if progress.stage == "encoding" else told)
 
     def grant_place(self) -> None:
         """One song more may run."""
@@ -95,5 +128,7 @@ class LiveJob:
             self._places.release()  # none waits any more
 
 
-def _how_far(progress: Progress) -> tuple[int, float]:
+def _how_far(progress: Progress | None) -> tuple[int, float]:
+    if progress is None:
+        return -1, 0.0
     return STAGES.index(progress.stage), progress.step / max(1, progress.steps)

@@ -151,6 +151,7 @@ class JobView:
     completed_at: float | None = None
     expected_wait_s: float | None = None  # until it starts; None once it runs
     position: int | None = None  # how many waiting jobs were accepted before it; None once it runs
+    remaining_s: float | None = None  # of diffusion, judged by the steps so far
     progress: Progress | None = None  # of the song that is least far
     error: str | None = None
     error_code: str | None = None
@@ -202,6 +203,30 @@ class LyricReading:
     total: int
     limit: int
     lines: tuple[LyricLineReading, ...]
+
+
+EventKind = Literal["queued", "encoding", "diffusion", "decoding", "ended"]
+
+
+@dataclass(frozen=True)
+class JobEvent:
+    """`event_id` grows within a job, also over restarts of the service; `data` is what a client reads, as JSON."""
+
+    event_id: int
+    kind: EventKind
+    data: dict[str, Any]
+
+    @property
+    def last(self) -> bool:
+        return self.kind == "ended"
+
+
+@dataclass(frozen=True)
+class EventBatch:
+    """What happened to a job since an event. After the last there is none, and `over` says that none will come."""
+
+    events: tuple[JobEvent, ...]
+    over: bool
 
 
 @dataclass(frozen=True)

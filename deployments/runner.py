@@ -170,7 +170,7 @@ class Runner:
                 return
             except _Lost as error:
                 logger.warning("%s lost its replica in attempt %d: %s", job.row.request_id, song.attempts, error)
-                song.progress = None
+                song.note(None)
                 await asyncio.sleep(RETRY_PAUSE_S)
         if not job.is_over():
             raise _Failed(gave_up(MAX_ATTEMPTS))
@@ -255,7 +255,8 @@ class Runner:
         return rendered
 
     def _note_progress(self, job: LiveJob, song: LiveSong, progress: Progress) -> None:
-        song.progress = progress
+        song.note(progress)
+        job.tell_progress()
         if job.row.status == "pending":
             job.row = dataclasses.replace(job.row, status="processing", started_at=time.time())
 

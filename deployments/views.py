@@ -2,7 +2,7 @@
 
 from acestep_engine.params import Progress
 from deployments.failures import EXPIRED
-from deployments.messages import JobView
+from deployments.messages import JobEvent, JobView
 from deployments.store.protocol import JobRow
 
 
@@ -25,3 +25,9 @@ def view_of(row: JobRow, position: int | None = None, progress: Progress | None 
         error_code=EXPIRED.code if expired else row.error_code,
         results=() if expired else row.results,
     )
+
+
+def end_event(view: JobView) -> JobEvent:
+    """The event that a job's end is."""
+    data = {"status": view.status, "outcome": view.outcome, "error": view.error, "error_code": view.error_code}
+    return JobEvent(int(1000 * (view.completed_at or 0.0)), "ended", data)

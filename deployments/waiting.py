@@ -2,6 +2,7 @@
 
 from bisect import insort
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 SMALLEST_SIZE_S = 15.0
@@ -83,6 +84,10 @@ class WaitingJobs:
                 return before
             before += not job.begun
         return 0
+
+    def positions(self) -> Iterator[tuple[str, int]]:
+        """The jobs that have not begun, each with its position."""
+        yield from ((job.request_id, place) for place, job in enumerate(job for job in self._line if not job.begun))
 
     def by_priority(self) -> dict[int, int]:
         """How many jobs of each priority have not begun."""

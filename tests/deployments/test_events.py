@@ -1,7 +1,7 @@
 import asyncio
-from collections.abc import AsyncIterator
 
-from deployments.events import KEPT_EVENTS, STEP_INTERVAL_S, EventLog, JobEvent
+from deployments.events import KEPT_EVENTS, STEP_INTERVAL_S, EventLog
+from deployments.messages import JobEvent
 
 
 class Clock:
@@ -19,15 +19,22 @@ def step(log: EventLog, clock: Clock, number: int) -> None:
     log.add("diffusion", {"step": number})
 
 
-async def collect(events: AsyncIterator[JobEvent | None]) -> list[JobEvent]:
-    return [event async for event in events if event is not None]
+async def follow(log: EventLog, event_id: int = 0) -> list[JobEvent]:
+    """Everything after that event, to the end."""
+    heard: list[JobEvent] = []
+    while not heard or not heard[-1].last:
+        more = await log.wait_after(heard[-1].event_id if heard else event_id, 5.0)
+        if not more:
+            break
+        heard += more
+    return heard
 
 
 async def test_a_follower_hears_all_from_the_start_to_exactly_one_end() -> None:
     clock = Clock()
     log = EventLog(clock)
     log.add("queued", {"position": 0})
-    listening = asyncio.create_task(collect(log.follow(0, idle_s=60.0)))
+    listening = asyncio.create_task(follow(log))
     for number in range(3):
         await asyncio.sleep(0)
         step(log, clock, number)
@@ -48,9 +55,9 @@ async def test_who_comes_back_hears_what_he_missed() -> None:
         step(log, clock, number)
     second = log.after(0)[1]
     log.add("ended", {})
-    missed = await collect(log.follow(second.event_id, idle_s=60.0))
+    missed = await follow(log, second.event_id)
     assert [event.data for event in missed] == [{"step": 2}, {"step": 3}, {}]
-    assert await collect(log.follow(missed[-1].event_id, idle_s=60.0)) == []
+    assert await follow(log, missed[-1].event_id) == []
 
 
 async def test_ids_go_on_after_a_restart() -> None:
@@ -97,13 +104,11 @@ def test_memory_is_bounded_and_the_end_is_kept() -> None:
     assert log.after(0)[-1].last
 
 
-async def test_a_follower_of_a_quiet_job_is_told_now_and_then() -> None:
+async def test_nothing_new_for_a_while_is_nothing() -> None:
     log = EventLog()
     log.add("queued", {"position": 1})
-    events = log.follow(0, idle_s=0.01)
-    assert (await anext(events)) is not None
-    assert (await anext(events)) is None
-    await events.aclose()
+    [event] = await log.wait_after(0, 5.0)
+    assert await log.wait_after(event.event_id, 0.01) == []
 
 
 def test_a_clock_that_jumps_back_breaks_nothing() -> None:
