@@ -22,6 +22,7 @@ from deployments.messages import (
     AudioFile,
     AudioPart,
     ByteArray,
+    EventBatch,
     JobView,
     LoraInfo,
     LyricReading,
@@ -35,12 +36,14 @@ from serve_app import errors, openapi
 from serve_app.errors import BackendFailedError, BackendUnavailableError
 from serve_app.ids import REQUEST_ID
 from serve_app.printable import printable
-from serve_app.routes import admin, generate, jobs, loras, lyrics, uploads
+from serve_app.routes import admin, events, generate, jobs, loras, lyrics, uploads
 from serve_app.service import JobManagerClient, Service, StatusWatch
 from serve_app.settings import Settings
 
 logger = logging.getLogger("ray.serve.acestep")  # Ray Serve's handlers write it
 
+PATIENCE_S = 30.0  # with a JobManager that restarts, which takes some seconds
+RETRY_PAUSE_S = 0.5
 CLIENT_CLOSED = 499  # in the log only: nobody is there to be answered
 
 
@@ -113,7 +116,15 @@ def create_app(settings: Settings, job_manager: JobManagerClient, *, behind_prox
         lifespan=lifespan,
     )
     app.add_middleware(RequestFrame, behind_proxy=behind_proxy)
-    for router in (generate.router, uploads.router, lyrics.router, jobs.router, loras.router, admin.router):
+    for router in (
+        generate.router,
+        uploads.router,
+        lyrics.router,
+        jobs.router,
+        events.router,
+        loras.router,
+        admin.router,
+    ):
         app.include_router(router)
     errors.install(app)
     openapi.install(app)
@@ -134,15 +145,26 @@ def _translated(method: str) -> Iterator[None]:
 
 
 class HandleClient:
-    """A JobManagerClient over the deployment's handle."""
+    """A JobManagerClient over the deployment's handle.
+
+    While the JobManager restarts, calls are made again. None of them does more when it is made twice: a submission has
+    a key, by which the JobManager knows it again.
+    """
 
     def __init__(self, handle: DeploymentHandle) -> None:
         self._handle = handle
         self._stream = handle.options(stream=True)
 
     async def _call(self, method: str, *arguments: object) -> Any:
-        with _translated(method):
-            return await getattr(self._handle, method).remote(*arguments)
+        give_up_at = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                with _translated(method):
+                    return await getattr(self._handle, method).remote(*arguments)
+            except BackendUnavailableError:
+                if time.monotonic() > give_up_at:
+                    raise
+            await asyncio.sleep(RETRY_PAUSE_S)
 
     async def submit(self, submission: Submission) -> JobView:
         view: JobView = await self._call("submit", submission)
@@ -151,9 +173,18 @@ class HandleClient:
     async def submit_and_wait(
         self, submission: Submission, timeout_s: float, wants_audio: bool
     ) -> AsyncIterator[JobView | AudioFile]:
-        with _translated("submit_and_wait"):
-            async for answer in self._stream.submit_and_wait.remote(submission, timeout_s, wants_audio):
-                yield answer
+        asked_at = time.monotonic()
+        while True:
+            left_s = max(0.0, timeout_s - (time.monotonic() - asked_at))
+            try:
+                with _translated("submit_and_wait"):
+                    async for answer in self._stream.submit_and_wait.remote(submission, left_s, wants_audio):
+                        yield answer
+                return
+            except BackendUnavailableError:
+                if time.monotonic() > asked_at + timeout_s + PATIENCE_S:
+                    raise
+            await asyncio.sleep(RETRY_PAUSE_S)
 
     async def status(self, request_id: str) -> JobView:
         view: JobView = await self._call("status", request_id)
@@ -174,6 +205,10 @@ class HandleClient:
     async def upload(self, digest: str) -> ByteArray:
         content: ByteArray = await self._call("upload", digest)
         return content
+
+    async def events(self, request_id: str, after: int, wait_s: float) -> EventBatch:
+        batch: EventBatch = await self._call("events", request_id, after, wait_s)
+        return batch
 
     async def cancel(self, request_id: str) -> JobView:
         view: JobView = await self._call("cancel", request_id)

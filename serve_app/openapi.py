@@ -106,6 +106,7 @@ class Job(Answer):
     completed_at: float | None
     position: int | None = Field(description="How many waiting jobs come before it.")
     expected_wait_s: float | None = Field(description="Until it starts, judged by the last jobs that ended.")
+    remaining_s: float | None = Field(description="Of diffusion, judged by the steps so far.")
     progress: JobProgress | None
     format: AudioFormat
     seed: Seed
@@ -230,6 +231,10 @@ Documented = dict[str, Any]
 ACCEPTED: Documented = {"model": Accepted, "description": "Accepted; the job goes on."}
 GENERATED: Documented = {"model": Generated, "description": "The song is made."}
 JOB: Documented = {"model": Job, "description": "The job."}
+EVENTS: Documented = {
+    "description": "The job's events, as they come.",
+    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+}
 QUEUE: Documented = {"model": Queue, "description": "The queue."}
 CANCELLED: Documented = {"model": Cancelled, "description": "Cancelled, now or before."}
 LYRICS_READ: Documented = {"model": LyricsRead, "description": "Line by line."}

@@ -86,6 +86,7 @@ def status_json(request: Request, view: JobView) -> dict[str, Any]:
         "position": view.position,
         "expected_wait_s": view.expected_wait_s,
         "progress": {"stage": progress.stage, "step": progress.step, "steps": progress.steps} if progress else None,
+        "remaining_s": view.remaining_s,
         "format": view.audio_format,
         "seed": json_seed(view.songs[0].seed),
         "params_json": view.request_json,

@@ -15,6 +15,7 @@ from deployments.messages import (
     AudioFile,
     AudioPart,
     ByteArray,
+    EventBatch,
     JobView,
     LoraInfo,
     LyricReading,
@@ -69,6 +70,9 @@ class JobManagerClient(Protocol):
 
     async def upload(self, digest: str) -> ByteArray:
         """An audio file that was a source before. Raises SourceGoneError."""
+
+    async def events(self, request_id: str, after: int, wait_s: float) -> EventBatch:
+        """What happened since the event `after`, or nothing after `wait_s`. Raises JobNotFoundError."""
 
     async def cancel(self, request_id: str) -> JobView:
         """Raises JobNotFoundError, JobEndedError."""
@@ -143,6 +147,7 @@ class Service:
     job_manager: JobManagerClient
     watch: StatusWatch
     decoding: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(AUDIO_CHECKS_AT_ONCE))
+    followers: int = 0  # of jobs, now
     _running: set[asyncio.Task[Any]] = field(default_factory=set)
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:

@@ -58,6 +58,7 @@ class Limits(Section):
     source_max_rate_hz: Annotated[int, Field(ge=1)] = 192_000
     batch_size: Annotated[int, Field(ge=1, le=64)] = 8  # songs of one job
     queue_size: Annotated[int, Field(ge=1)] = 200
+    followers: Annotated[int, Field(ge=1)] = 1_000  # clients that follow jobs live, of each ingress replica
     body_timeout_s: Annotated[float, Field(gt=0)] = 60.0
 
 

@@ -16,10 +16,12 @@ from acestep_engine.checkpoint import LYRIC_VOCABULARY, NANO_PATH
 from acestep_engine.encode import encode_audio
 from acestep_engine.lyrics import LyricTokenizer, is_instrumental
 from acestep_engine.params import Progress
+from deployments.events import EventLog
 from deployments.messages import (
     AudioFile,
     AudioPart,
     ByteArray,
+    EventBatch,
     JobEndedError,
     JobFailedError,
     JobNotEndedError,
@@ -44,6 +46,7 @@ from deployments.messages import (
     Submission,
     Upload,
 )
+from deployments.views import end_event
 from serve_app.errors import BackendUnavailableError
 
 RENDERED_S = 0.25  # every song is this short, whatever was asked for
@@ -79,6 +82,7 @@ class MemoryJobs:
         self._more.set()
         self.heard: dict[tuple[str, int], bytes] = {}  # what there is of each song
         self._changed = asyncio.Condition()
+        self.logs: dict[str, EventLog] = {}
         self._work: set[asyncio.Task[None]] = set()
 
     def hold(self) -> None:
@@ -102,7 +106,11 @@ class MemoryJobs:
 
     async def _update(self, request_id: str, **changes: object) -> JobView:
         async with self._changed:
-            self.views[request_id] = replace(self.views[request_id], **changes)  # type: ignore[arg-type]
+            view = self.views[request_id] = replace(self.views[request_id], **changes)  # type: ignore[arg-type]
+            if view.ended:
+                self.logs[request_id].add("ended", end_event(view).data)
+            elif view.progress is not None:
+                self.logs[request_id].add(view.progress.stage, {"step": view.progress.step})
             self._changed.notify_all()
         return self.views[request_id]
 
@@ -160,6 +168,8 @@ class MemoryJobs:
             position=waiting,
         )
         self.views[view.request_id] = view
+        self.logs[view.request_id] = EventLog()
+        self.logs[view.request_id].add("queued", {"position": waiting})
         self.accepted.set()
         task = asyncio.create_task(self._run(submission))
         self._work.add(task)
@@ -252,6 +262,11 @@ class MemoryJobs:
     async def remove_lora(self, name: str) -> None:
         if self.loras_there.pop(name, None) is None:
             raise LoraNotFoundError(name)
+
+    async def events(self, request_id: str, after: int, wait_s: float) -> EventBatch:
+        self._check(request_id)
+        log = self.logs[request_id]
+        return EventBatch(tuple(await log.wait_after(after, wait_s)), log.ended)
 
     async def cancel(self, request_id: str) -> JobView:
         view = self._check(request_id)
