@@ -174,6 +174,7 @@ async def test_the_schema_describes_every_route_and_every_field(client: httpx.As
         "/generate_music_with_audio_direct_mp3",
         "/lyrics/tokens",
         "/status/{request_id}",
+        "/events/{request_id}",
         "/result/{request_id}",
         "/stream/{request_id}",
         "/queue/status",
