@@ -11,7 +11,7 @@ import torch
 from acestep_engine.checkpoint import NANO_PATH
 from acestep_engine.devices import keep_freed_memory
 from acestep_engine.params import ModelSpec
-from benchmarks import engine, service
+from benchmarks import engine, service, streaming
 from deployments.cpus import available_cpus
 
 
@@ -19,17 +19,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", default=str(NANO_PATH), help="a checkpoint folder (the bundled one)")
     parser.add_argument("--repeats", type=int, default=5, help="measurements of each figure (5)")
-    parser.add_argument("--only", choices=["engine", "service"], help="one of the two parts")
+    parser.add_argument("--only", choices=["engine", "service", "streaming"], help="one of the parts")
     args = parser.parse_args()
     torch.set_num_threads(available_cpus())  # as a Generator does, and the next
     keep_freed_memory()
     spec = ModelSpec("bench", args.checkpoint)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     print(f"{platform.machine()}, {available_cpus()} CPUs, {device}, torch {torch.__version__}, {args.checkpoint}\n")
-    if args.only != "service":
-        engine.print_tables(spec, args.repeats)
-    if args.only != "engine":
-        service.print_tables(spec, args.repeats)
+    parts = {
+        "engine": engine.print_tables,
+        "service": service.print_tables,
+        "streaming": streaming.print_tables,
+    }
+    for name, print_tables in parts.items():
+        if args.only in (None, name):
+            print_tables(spec, args.repeats)
 
 
 if __name__ == "__main__":

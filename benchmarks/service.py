@@ -161,18 +161,21 @@ def _print_health(client: httpx.Client, repeats: int) -> None:
 
 def _post_async(client: httpx.Client, params: GenerationParams) -> str:
     """The id of a job that was queued."""
-    request_id: str = client.post("/generate_music_async", json=_body(params)).raise_for_status().json()["request_id"]
+    request_id: str = (
+        client.post("/generate_music_async", json=request_body(params)).raise_for_status().json()["request_id"]
+    )
     return request_id
 
 
 def _post(client: httpx.Client, params: GenerationParams) -> tuple[float, str]:
     """Seconds from the request to the last byte of its WAV file, and the job's id."""
     started = time.perf_counter()
-    response = client.post("/generate_music_direct", json=_body(params)).raise_for_status()
+    response = client.post("/generate_music_direct", json=request_body(params)).raise_for_status()
     return time.perf_counter() - started, response.headers["X-Request-ID"]
 
 
-def _body(params: GenerationParams) -> dict[str, object]:
+def request_body(params: GenerationParams) -> dict[str, object]:
+    """What asks for this song over HTTP."""
     return {
         "prompt": params.prompt,
         "lyrics": params.lyrics,

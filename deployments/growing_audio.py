@@ -57,16 +57,16 @@ class GrowingAudio:
         """Until there is more than so many bytes, or it is closed, at most so long."""
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                while len(self._content) <= offset and not self.closed:
+                while not self.has_beyond(offset) and not self.closed:
                     await self._changed.wait()
 
     def read(self, offset: int) -> ByteArray:
         """What there is from there on, up to `READ_BYTES`."""
         return np.frombuffer(bytes(self._content[offset : offset + READ_BYTES]), dtype=np.uint8)
 
-    def ends_at(self, offset: int) -> bool:
-        """Whether nothing follows there."""
-        return self.complete and offset == len(self._content)
+    def has_beyond(self, offset: int) -> bool:
+        """Whether there is more than so many bytes."""
+        return len(self._content) > offset
 
     def _drop_the_rest(self) -> None:
         del self._content[self._made :]

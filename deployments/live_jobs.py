@@ -73,6 +73,11 @@ class LiveJob:
         return self.row.ended or self.failure is not None
 
     @property
+    def is_made(self) -> bool:
+        """Whether the files of all its songs are on the disk."""
+        return all(song.result is not None for song in self.songs)
+
+    @property
     def duration_s(self) -> float:
         """Of each of its songs, for which they were asked."""
         return self.row.songs[0].duration_s

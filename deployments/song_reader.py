@@ -57,11 +57,12 @@ class SongReader:
             _check_index(job.row, index)
             audio = job.songs[index].audio
             await audio.wait_beyond(heard, timeout_s)
-            if audio.closed and not audio.complete:
-                await job.wait(timeout_s)
+            if audio.closed and (job.is_made or not audio.complete) and not audio.has_beyond(heard):
+                await job.wait(timeout_s)  # who has heard the last song to its end finds the job ended
             if not job.row.ended:
                 _check_edition(audio.edition, heard, edition)
-                return AudioPart(self._view(job), audio.read(heard), audio.edition, audio.ends_at(heard))
+                last = audio.complete and not audio.has_beyond(heard) and not job.is_made
+                return AudioPart(self._view(job), audio.read(heard), audio.edition, last)
         view = await self.view(request_id)
         part = await self._read(view, index, heard, READ_BYTES)
         result = view.results[index]

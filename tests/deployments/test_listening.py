@@ -77,7 +77,7 @@ async def test_a_song_is_heard_while_it_is_made_and_all_that_was_heard_is_its_fi
     stage.cue(part(4), SONG)
     assert await reader.read_all() == b"\x01\x02\x03\x04"
     request_id, _ = reader._where
-    assert (await house.end_of(request_id)).outcome == "completed"
+    assert (await house.manager.status(request_id)).outcome == "completed"  # at once: all of it was heard
     assert (await house.manager.result(request_id)).audio.tobytes() == reader.content
 
 
