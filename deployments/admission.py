@@ -8,7 +8,7 @@ from collections.abc import Callable
 from deployments.live_jobs import LiveJob
 from deployments.messages import KeyConflictError, QueueFullError, Source, StorageError, Submission
 from deployments.results import JobFiles
-from deployments.store.protocol import JobRow, JobStore
+from deployments.store.protocol import Callback, JobRow, JobStore
 
 
 class Admission:
@@ -97,4 +97,5 @@ def _row_of(submission: Submission, request_id: str, source: str | None) -> JobR
         save_file=submission.save_file,
         priority=submission.priority,
         source=source,
+        callback=None if submission.callback_url is None else Callback(submission.callback_url),
     )

@@ -18,6 +18,8 @@ from acestep_engine.caching import LruCache
 from acestep_engine.errors import RequestError
 from deployments.admission import Admission
 from deployments.autoscaling import WANTED_SONGS
+from deployments.callbacks import CallbackRules
+from deployments.deliveries import Deliveries
 from deployments.events import EventLog
 from deployments.failures import CANCELLED, cause_of
 from deployments.fleet import Fleet
@@ -75,6 +77,7 @@ class JobManagerConfig:
     redis_url: str | None  # where the jobs are kept; None: in the state folder
     result_ttl_s: float
     row_ttl_s: float
+    callbacks: CallbackRules
 
 
 class JobManager:
@@ -96,6 +99,7 @@ class JobManager:
         self._jobs: dict[str, LiveJob] = {}  # all that have not ended
         self._ended_lately: deque[JobRow] = deque(maxlen=KEPT_ENDED)
         self._store: JobStore = await self._open_store()
+        self._deliveries = Deliveries(self._store, config.callbacks)
         self._reader = text_encoder.options(method_name="read_lyrics")
         self._fleet = Fleet(self._store, config.models, config.build_id, generator, text_encoder)
         self._loras = LoraRegistry(self._store, lambda: self._fleet.spec)
@@ -125,6 +129,7 @@ class JobManager:
         self._tasks: set[asyncio.Task[Any]] = set()
         await self._recover()
         self._spawn(self._clean_up())
+        self._spawn(self._deliveries.run())
 
     async def submit(self, submission: Submission) -> JobView:
         """Accept a job; it is on the disk when this returns. With the key of an earlier call, answers that call's job.
@@ -293,6 +298,7 @@ class JobManager:
     async def _recover(self) -> None:
         await self._fleet.restore()
         await self._loras.restore(self._config.loras)
+        await self._deliveries.restore()
         rows = await self._store.unfinished()
         for row in rows:
             self._enqueue(dataclasses.replace(row, status="pending", started_at=None))
@@ -343,12 +349,16 @@ class JobManager:
     async def _open_store(self) -> JobStore:
         if self._config.redis_url is None:
             return await SqliteStore.open(self._config.folders.store)
-        return await RedisStore.open(
-            self._config.redis_url, known=lambda: [*self._ended_lately, *(job.row for job in self._jobs.values())]
-        )
+        return await RedisStore.open(self._config.redis_url, known=self._known_rows)
+
+    def _known_rows(self) -> list[JobRow]:
+        """What the store is filled with if it loses its last changes."""
+        ended = [self._deliveries.as_it_stands(row) for row in self._ended_lately]
+        return [*ended, *(job.row for job in self._jobs.values())]
 
     def _on_end(self, job: LiveJob) -> None:
         self._ended_lately.append(job.row)
+        self._deliveries.add(job.row)
         end = end_event(view_of(job.row))
         job.events.add(end.kind, end.data)
         self._ended_logs.put(job.row.request_id, job.events)

@@ -75,6 +75,7 @@ class Submission:
     priority: int = 5  # 0 to 9, the most urgent
     key: str = field(default_factory=lambda: uuid.uuid4().hex)
     request_digest: str = ""
+    callback_url: str | None = None  # whom to tell of the end; already checked
 
 
 RETAKE_SEED_TASKS: tuple[Task, ...] = ("retake", "repaint", "extend", "edit")  # they draw from `retake_seed` as well

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import nullcontext, suppress
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from ray.exceptions import RayError
@@ -35,14 +35,13 @@ from deployments.live_jobs import LiveJob, LiveSong
 from deployments.messages import ByteArray, Heartbeat, Rendered, RenderJob, SongResult, StorageError, request_of_song
 from deployments.pace import Pace
 from deployments.results import JobFiles
+from deployments.store.patience import until_stored
 from deployments.store.protocol import Ending, JobRow, JobStore
 
 MAX_ATTEMPTS = 3
 RETRY_PAUSE_S = 0.5  # for Serve to notice that the replica is gone
-STORE_RETRY_S = 1.0
 
 logger = logging.getLogger("ray.serve")
-T = TypeVar("T")
 
 
 class _Lost(Exception):
@@ -91,7 +90,7 @@ class Runner:
                 await self._store.set_attempts(job.row.request_id, _attempts(job))
             raise
         if ending is not None and not job.row.ended:
-            await _until_stored(lambda: self.end(job, ending))
+            await until_stored(lambda: self.end(job, ending))
         if job.row.outcome == "completed":
             self._learn(job.row)
         else:
@@ -222,7 +221,7 @@ class Runner:
         """Write down that a Generator gets the song, before it can die of it. False if the job is over."""
         song.attempts += 1
         attempts = _attempts(job)
-        if not await _until_stored(lambda: self._store.set_attempts(job.row.request_id, attempts)):
+        if not await until_stored(lambda: self._store.set_attempts(job.row.request_id, attempts)):
             return False
         return not job.is_over()
 
@@ -303,7 +302,7 @@ class Runner:
             claim = self._files.claim_outputs
             names = await asyncio.to_thread(claim, job.row.audio_format, time.time(), len(job.songs))
             job.row = dataclasses.replace(job.row, output_paths=names)
-            await _until_stored(lambda: self._store.claim_outputs(job.row.request_id, names))
+            await until_stored(lambda: self._store.claim_outputs(job.row.request_id, names))
         return [await asyncio.to_thread(self._files.save_song, job.row, song.index) for song in job.songs]
 
     def _learn(self, row: JobRow) -> None:
@@ -353,13 +352,3 @@ async def _all_ended(*writes: Awaitable[None]) -> None:
     for answer in await asyncio.gather(*writes, return_exceptions=True):
         if isinstance(answer, BaseException):
             raise answer
-
-
-async def _until_stored(write: Callable[[], Awaitable[T]]) -> T:
-    """Write again and again while the store cannot: an end that was reached must not be lost."""
-    while True:
-        try:
-            return await write()
-        except StorageError as error:
-            logger.error("%s", error)
-            await asyncio.sleep(STORE_RETRY_S)

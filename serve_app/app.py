@@ -63,6 +63,7 @@ def build_app(settings: Settings) -> Application:
         redis_url=None if settings.store == "sqlite" else settings.store,
         result_ttl_s=settings.jobs.result_ttl_s,
         row_ttl_s=settings.jobs.row_ttl_s,
+        callbacks=settings.callbacks.rules,
     )
     job_manager = serve.deployment(JobManager).options(
         name=JOB_MANAGER,

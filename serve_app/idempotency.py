@@ -29,5 +29,5 @@ def key_of(request: Request) -> str | None:
 
 def digest_of(request: Request, asked: GenerateRequest, source: str | None) -> str:
     """Equal for requests to the same route that ask for the same, whatever is drawn for them later."""
-    what = [request.url.path, asked.model_dump(mode="json", exclude_unset=True), source]
+    what = [request.url.path, asked.model_dump(mode="json", exclude_unset=True), source, asked.callback_url]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from fastapi import Request
 
 from acestep_engine.params import SOURCE_TASKS, AudioFormat, Task
+from deployments.callbacks import CallbackError, check_url
 from deployments.messages import AudioFile, JobEndedError, JobView, ServiceError, Submission
 from serve_app.bodies import Body, read_body
 from serve_app.errors import BackendError, BackendUnavailableError, job_problem, request_id_of
@@ -64,6 +65,7 @@ async def read_order(request: Request, intake: Intake, *, can_stream: bool = Fal
     asked = _request_of(body, intake)
     if asked.stream and not can_stream:
         raise invalid("stream", "is for answers of one song's audio: here, GET /stream/{request_id} once it is queued")
+    _check_callback(service, asked)
     found = await find_source(service, body, asked)
     rules = RouteRules(limits.batch_size, intake.usual_task, intake.defaults)
     resolved = resolve(asked, found, rules, await find_adapter(service, asked))
@@ -78,8 +80,17 @@ async def read_order(request: Request, intake: Intake, *, can_stream: bool = Fal
         priority=asked.priority,
         key=key or uuid.uuid4().hex,
         request_digest="" if key is None else digest_of(request, asked, source_name(found)),
+        callback_url=asked.callback_url,
     )
     return Order(submission, asked.stream)
+
+
+def _check_callback(service: Service, asked: GenerateRequest) -> None:
+    if asked.callback_url is not None:
+        try:
+            check_url(asked.callback_url, service.settings.callbacks.rules)
+        except CallbackError as error:
+            raise invalid("callback_url", str(error)) from None
 
 
 async def submit(request: Request, intake: Intake) -> JobView:

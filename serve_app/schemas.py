@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from pydantic_core import ErrorDetails
 
 from acestep_engine.params import MAX_DURATION_S, MAX_STEPS, CfgType, SchedulerType, Task
+from deployments.callbacks import MAX_URL_CHARACTERS
 from serve_app.fields import (
     CONTEXT_FORM,
     MAX_SEEDS_LISTED,
@@ -176,6 +177,14 @@ class GenerateRequest(BaseModel):
     priority: Whole = Field(
         5, ge=0, le=9, description="9 is the most urgent. One more is worth a minute of waiting in the queue."
     )
+    callback_url: OptionalText = Field(
+        None,
+        max_length=MAX_URL_CHARACTERS,
+        exclude=True,  # the same request made again calls nobody, unless it says so itself
+        description="POSTed to when the job has ended, on a host that the operator allows: `{type: job.ended, "
+        "request_id, attempt, status, outcome, error, error_code, completed_at}`, signed as Standard Webhooks are. "
+        "Repeated with growing pauses for about a day, until the answer is 2xx, or 410 for no more.",
+    )
 
     @field_validator("min_guidance_scale")
     @classmethod
@@ -240,60 +249,37 @@ class InitializeRequest(BaseModel):
         return self.model_dump(include=self.model_fields_set - {"checkpoint_path", "device_id"})
 
 
-# Fields of the contract whose feature is not built. Their defaults are accepted and mean nothing; all else is refused.
-NOT_BUILT: Mapping[str, tuple[object, str]] = {
-    "callback_url": (None, "is not served: ask /status for the end of a job"),
-}
-
-
 def parse_generate(fields: Mapping[str, object], *, from_form: bool) -> GenerateRequest:
     """Fields to a request. Raises InvalidRequestError with everything that is wrong with them."""
-    problems = []
-    kept = {}
-    for name, value in fields.items():
-        default, reason = NOT_BUILT.get(name, (None, None))
-        if reason is None:
-            kept[name] = value
-        elif value is not None and not _is_default(value, default):
-            problems.append(FieldProblem(name, f"{reason}; leave it out"))
-    return _parse(GenerateRequest, kept, problems, from_form=from_form)
+    return _parse(GenerateRequest, fields, from_form=from_form)
 
 
 def parse_lyrics(fields: Mapping[str, object], *, from_form: bool) -> LyricsRequest:
     """Fields, from JSON, a form or a query, to the request. Raises InvalidRequestError."""
-    return _parse(LyricsRequest, fields, [], from_form=from_form)
+    return _parse(LyricsRequest, fields, from_form=from_form)
 
 
 def parse_initialize(fields: Mapping[str, object], *, from_form: bool) -> InitializeRequest:
     """Fields, from JSON or a query, to the request. Raises InvalidRequestError."""
-    return _parse(InitializeRequest, fields, [], from_form=from_form)
+    return _parse(InitializeRequest, fields, from_form=from_form)
 
 
 def parse_lora(fields: Mapping[str, object], *, from_form: bool) -> LoraRequest:
     """Raises InvalidRequestError."""
-    return _parse(LoraRequest, fields, [], from_form=from_form)
-
-
-def _is_default(value: object, default: object) -> bool:
-    if isinstance(value, str) and isinstance(default, int | float):
-        return value.strip() in (str(default), f"{default:.1f}")
-    return not isinstance(value, bool) and value == default
+    return _parse(LoraRequest, fields, from_form=from_form)
 
 
 M = TypeVar("M", bound=BaseModel)
 
 
-def _parse(model: type[M], fields: Mapping[str, object], problems: list[FieldProblem], *, from_form: bool) -> M:
+def _parse(model: type[M], fields: Mapping[str, object], *, from_form: bool) -> M:
     if len(fields) > MAX_FIELDS:
         raise invalid("body", f"{len(fields)} fields are over the limit of {MAX_FIELDS}")
     try:
-        request = model.model_validate(dict(fields), context={CONTEXT_FORM: from_form})
+        return model.model_validate(dict(fields), context={CONTEXT_FORM: from_form})
     except ValidationError as error:
         found = error.errors(include_url=False)[:MAX_PROBLEMS_LISTED]
-        raise InvalidRequestError(*problems, *(_describe(model, details) for details in found)) from None
-    if problems:
-        raise InvalidRequestError(*problems)
-    return request
+        raise InvalidRequestError(*(_describe(model, details) for details in found)) from None
 
 
 def _describe(model: type[BaseModel], error: ErrorDetails) -> FieldProblem:
@@ -309,9 +295,7 @@ def _describe(model: type[BaseModel], error: ErrorDetails) -> FieldProblem:
             problem = f"{value} is under the limit of {context['ge']:g}"
         case "less_than_equal":
             problem = f"{value} is over the limit of {context['le']:g}"
-        case "missing":
-            problem = "is missing"
-        case "string_too_long":
+        case "string_too_long" | "too_long":
             length = len(error["input"])
             problem = f"{length:,} characters are over the limit of {context['max_length']:,}"
         case "string_unicode":

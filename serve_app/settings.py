@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from deployments.callbacks import CallbackRules
 from serve_app.fields import LoraName
 
 Megabytes = Annotated[int, Field(ge=1, le=65_536)]
@@ -19,6 +20,7 @@ LogLevel = Annotated[
 
 
 StoreUrl = Annotated[str, Field(pattern=r"^(sqlite|(redis|rediss|unix)://.+)$")]
+CallbackHost = Annotated[str, Field(pattern=r"^(\*\.)?[A-Za-z0-9._:-]+$")]
 
 
 class Section(BaseModel):
@@ -72,6 +74,18 @@ class JobSettings(Section):
     row_ttl_s: Annotated[float, Field(gt=0)] = 7 * 24 * 3600.0
 
 
+class CallbackSettings(Section):
+    """Where `callback_url` may go. Without hosts, callbacks are off."""
+
+    hosts: tuple[CallbackHost, ...] = ()  # names, or *.name for all below one
+    allow_private: bool = False  # also addresses of private networks and of this machine
+    secret: str = Field(default_factory=lambda: os.environ.get("ACESTEP_CALLBACK_SECRET", ""), repr=False)
+
+    @property
+    def rules(self) -> CallbackRules:
+        return CallbackRules(self.hosts, self.allow_private, self.secret)
+
+
 class Settings(Section):
     """All of it. Environment variables give the defaults of the fields that say so."""
 
@@ -89,6 +103,7 @@ class Settings(Section):
     ingress_replicas: Annotated[int, Field(ge=1)] = 1
     jobs: JobSettings = JobSettings()
     limits: Limits = Limits()
+    callbacks: CallbackSettings = Field(default_factory=CallbackSettings)
 
     output_dir: Path = Field(default_factory=lambda: Path(os.environ.get("ACE_OUTPUT_DIR", "./outputs")))
     store: StoreUrl = "sqlite"  # where jobs are kept: sqlite (in state_dir), or a Redis by its URL

@@ -22,6 +22,15 @@ class StoreDeposedError(StorageError):
 
 
 @dataclass(frozen=True)
+class Callback:
+    """Whom to tell that a job has ended. `attempts` were made to; the next one is due at `due`, in Unix seconds."""
+
+    url: str
+    attempts: int = 0
+    due: float = 0.0
+
+
+@dataclass(frozen=True)
 class JobRow:
     """A job as it is kept. Times are Unix seconds."""
 
@@ -44,6 +53,7 @@ class JobRow:
     error_code: str | None = None
     results: tuple[SongResult, ...] = ()  # one for each song
     output_paths: tuple[str, ...] = ()  # the file names it has claimed in the output folder, one for each song
+    callback: Callback | None = None  # until it was delivered or given up
 
     @property
     def ended(self) -> bool:
@@ -85,6 +95,12 @@ class JobStore(Protocol):
 
     async def finish(self, request_id: str, ending: Ending, started_at: float | None = None) -> bool:
         """pending -> completed or failed; `started_at` None if it never ran. False if it had ended before."""
+
+    async def set_callback(self, request_id: str, callback: Callback | None) -> bool:
+        """Remember how far the callback of an ended job is; None: nothing is left to do. False for an unknown job."""
+
+    async def callbacks(self) -> list[JobRow]:
+        """All jobs that have ended and whose callback is still to be made."""
 
     async def unfinished(self) -> list[JobRow]:
         """All jobs that have not ended, in the order they were added."""

@@ -19,10 +19,10 @@ from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from deployments.messages import Status, StorageError
-from deployments.store.protocol import Ending, JobRow, StoreDeposedError, StoreFormatError
+from deployments.store.protocol import Callback, Ending, JobRow, StoreDeposedError, StoreFormatError
 from deployments.store.rows import from_texts, to_json, to_texts
 
-FORMAT = "1"
+FORMAT = "2"
 PREFIX = "{ace-step}"  # in braces, so that a Redis Cluster keeps all of it in one place
 CONNECTIONS = 16
 TIMEOUT_S = 5.0
@@ -43,6 +43,13 @@ local function open(id)
   return found[1] and found[2] == 'null'
 end
 local function count(status, change) redis.call('HINCRBY', prefix .. ':counts', status, change) end
+local function ended(id, fields)
+  redis.call('ZADD', prefix .. ':ended', fields['completed_at'], id)
+  if fields['outcome'] == '"completed"' then redis.call('ZADD', prefix .. ':completed', fields['completed_at'], id) end
+  if redis.call('HGET', job(id), 'callback') ~= 'null' then
+    redis.call('ZADD', prefix .. ':callbacks', fields['completed_at'], id)
+  end
+end
 local function answer(value) return {redis.call('INCR', prefix .. ':writes'), value} end
 """
 
@@ -70,8 +77,7 @@ count(fields['status'], 1)
 if fields['outcome'] == 'null' then
   redis.call('ZADD', prefix .. ':unfinished', ARGV[6], id)
 else
-  redis.call('ZADD', prefix .. ':ended', fields['completed_at'], id)
-  if fields['outcome'] == '"completed"' then redis.call('ZADD', prefix .. ':completed', fields['completed_at'], id) end
+  ended(id, fields)
 end
 return answer(1)
 """
@@ -98,8 +104,18 @@ count(redis.call('HGET', job(id), 'status'), -1)
 count(fields['status'], 1)
 for name, text in pairs(fields) do redis.call('HSET', job(id), name, text) end
 redis.call('ZREM', prefix .. ':unfinished', id)
-redis.call('ZADD', prefix .. ':ended', fields['completed_at'], id)
-if fields['outcome'] == '"completed"' then redis.call('ZADD', prefix .. ':completed', fields['completed_at'], id) end
+ended(id, fields)
+return answer(1)
+"""
+)
+
+SET_CALLBACK = (
+    GUARD
+    + """
+local id = ARGV[3]
+if redis.call('EXISTS', job(id)) == 0 then return answer(0) end
+redis.call('HSET', job(id), 'callback', ARGV[4])
+if ARGV[4] == 'null' then redis.call('ZREM', prefix .. ':callbacks', id) end
 return answer(1)
 """
 )
@@ -124,8 +140,7 @@ for _, id in ipairs(ids) do
   count(redis.call('HGET', job(id), 'status'), -1)
   redis.call('HDEL', prefix .. ':keys', redis.call('HGET', job(id), 'key'))
   redis.call('DEL', job(id))
-  redis.call('ZREM', prefix .. ':ended', id)
-  redis.call('ZREM', prefix .. ':completed', id)
+  for _, set in ipairs({':ended', ':completed', ':callbacks'}) do redis.call('ZREM', prefix .. set, id) end
 end
 return answer(ids)
 """
@@ -201,8 +216,18 @@ class RedisStore:
     async def finish(self, request_id: str, ending: Ending, started_at: float | None = None) -> bool:
         return bool(await self._change(FINISH, *_to_finish(request_id, ending, started_at)))
 
+    async def set_callback(self, request_id: str, callback: Callback | None) -> bool:
+        return bool(await self._change(SET_CALLBACK, request_id, to_json(callback)))
+
+    async def callbacks(self) -> list[JobRow]:
+        return await self._listed("callbacks")
+
     async def unfinished(self) -> list[JobRow]:
-        ids = await self._read(lambda: self._redis.zrange(f"{PREFIX}:unfinished", 0, -1))
+        return await self._listed("unfinished")
+
+    async def _listed(self, name: str) -> list[JobRow]:
+        """The rows of one of the sorted sets, in its order."""
+        ids = await self._read(lambda: self._redis.zrange(f"{PREFIX}:{name}", 0, -1))
         rows: list[JobRow] = []
         for start in range(0, len(ids), READ_AT_ONCE):
             rows += [row for row in await self._rows(ids[start : start + READ_AT_ONCE]) if row is not None]
@@ -244,6 +269,7 @@ class RedisStore:
                 if row.outcome is not None and row.completed_at is not None:
                     ending = Ending(row.outcome, row.completed_at, row.results, row.error, row.error_code)
                     await self._once(FINISH, *_to_finish(row.request_id, ending, row.started_at))
+                    await self._once(SET_CALLBACK, row.request_id, to_json(row.callback))
 
     async def _take_over(self) -> None:
         owner = uuid.uuid4().hex

@@ -7,7 +7,7 @@ from typing import Any
 
 from acestep_engine.params import Adapter, GenerationParams
 from deployments.messages import SongResult
-from deployments.store.protocol import JobRow
+from deployments.store.protocol import Callback, JobRow
 
 
 def to_json(value: object) -> str:
@@ -32,6 +32,7 @@ def row_of(values: Mapping[str, Any]) -> JobRow:
             "songs": tuple(_song(song) for song in values["songs"]),
             "results": tuple(SongResult(**result) for result in values["results"]),
             "output_paths": tuple(values["output_paths"]),
+            "callback": None if values["callback"] is None else Callback(**values["callback"]),
         }
     )
 

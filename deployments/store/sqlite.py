@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Self, TypeVar, get_args
 
 from deployments.messages import Status, StorageError
-from deployments.store.protocol import Ending, JobRow, StoreFormatError
+from deployments.store.protocol import Callback, Ending, JobRow, StoreFormatError
 from deployments.store.rows import row_of, to_json
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 SCHEMA = """
 CREATE TABLE schema_version (version INTEGER NOT NULL);
 CREATE TABLE jobs (
@@ -36,13 +36,14 @@ CREATE TABLE jobs (
     error TEXT,
     error_code TEXT,
     results TEXT NOT NULL,
-    output_paths TEXT NOT NULL
+    output_paths TEXT NOT NULL,
+    callback TEXT NOT NULL
 );
 CREATE INDEX jobs_by_end ON jobs (completed_at);
 CREATE TABLE settings (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
 COLUMNS = tuple(field.name for field in dataclasses.fields(JobRow))
-JSON_COLUMNS = ("songs", "request_json", "results", "output_paths")
+JSON_COLUMNS = ("songs", "request_json", "results", "output_paths", "callback")
 BUSY_TIMEOUT_MS = 5_000  # another process may be reading a copy or checking the file
 
 T = TypeVar("T")
@@ -106,6 +107,13 @@ class SqliteStore:
             " results = ? WHERE request_id = ? AND outcome IS NULL",
             (started_at, *end, request_id),
         )
+
+    async def set_callback(self, request_id: str, callback: Callback | None) -> bool:
+        return await self._change("UPDATE jobs SET callback = ? WHERE request_id = ?", (to_json(callback), request_id))
+
+    async def callbacks(self) -> list[JobRow]:
+        found = _select("callback != 'null' AND outcome IS NOT NULL ORDER BY completed_at")
+        return await self._run(lambda db: [_from_columns(row) for row in db.execute(found)])
 
     async def unfinished(self) -> list[JobRow]:
         return await self._run(

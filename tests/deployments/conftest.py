@@ -11,6 +11,7 @@ from deployments.store.protocol import JobRow, JobStore
 from deployments.store.redis import RedisStore
 from deployments.store.sqlite import SqliteStore
 from tests.deployments.house import House
+from tests.deployments.receiver import Receiver
 from tests.redis_server import RedisServer
 
 OpenStore = Callable[[], Awaitable[JobStore]]
@@ -35,6 +36,12 @@ def make_row(request_id: str, **changes: object) -> JobRow:
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     with RedisServer(tmp_path_factory.mktemp("redis")) as server:
         yield server
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with Receiver() as receiver:
+        yield receiver
 
 
 @pytest.fixture(params=["sqlite", "redis"])

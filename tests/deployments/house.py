@@ -13,6 +13,7 @@ from ray.serve.exceptions import RequestCancelledError
 
 from acestep_engine.checkpoint import NANO_PATH
 from acestep_engine.params import GenerationParams, ModelSpec, Progress, Timings
+from deployments.callbacks import CallbackRules
 from deployments.job_manager import JobManager, JobManagerConfig
 from deployments.lease import LeaseTerms
 from deployments.messages import (
@@ -143,6 +144,7 @@ class House:
             redis_url=None,
             result_ttl_s=3600,
             row_ttl_s=7200,
+            callbacks=CallbackRules(),
         )
         self.manager: JobManager
 

@@ -4,58 +4,36 @@ import base64
 import hashlib
 import hmac
 import json
-import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from deployments.callbacks import RETRY_DELAYS_S, CallbackError, CallbackRules, check_url, deliver, next_attempt_at
+from deployments.callbacks import RETRY_DELAYS_S, CallbackError, CallbackRules, Sender, check_url, next_attempt_at
+from tests.deployments.receiver import Receiver
 
 RULES = CallbackRules(hosts=("127.0.0.1", "localhost", "*.example.com"), allow_private=True, secret="key")
 CONTENT = {"request_id": "a", "status": "completed", "title": "Übung"}
 
 
-class Receiver(ThreadingHTTPServer):
-    """Keeps what it is sent, and answers with `status`."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.received: list[tuple[str, dict[str, str], bytes]] = []
-        self.status = 204
-        self.url = f"http://127.0.0.1:{self.server_port}/done?job=1"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Receiver
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["content-length"]))
-        headers = {name.lower(): value for name, value in self.headers.items()}
-        self.server.received.append((self.path, headers, body))
-        self.send_response(self.server.status)
-        if self.server.status == 302:
-            self.send_header("Location", self.server.url)
-        self.end_headers()
-
-    def log_message(self, *args: object) -> None:
-        pass
+OpenSender = Callable[[CallbackRules], Sender]
 
 
 @pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    server = Receiver()
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+async def open_sender() -> AsyncIterator[OpenSender]:
+    senders = []
+
+    def open_it(rules: CallbackRules) -> Sender:
+        senders.append(Sender(rules))
+        return senders[-1]
+
+    yield open_it
+    for sender in senders:
+        sender.close()
 
 
-async def test_a_callback_arrives_as_signed_json(receiver: Receiver) -> None:
-    assert await deliver(receiver.url, RULES, "job-1", CONTENT)
+async def test_a_callback_arrives_as_signed_json(receiver: Receiver, open_sender: OpenSender) -> None:
+    assert await open_sender(RULES).deliver(receiver.url, "job-1", CONTENT)
     [(path, headers, body)] = receiver.received
     assert path == "/done?job=1"
     assert json.loads(body) == CONTENT
@@ -66,51 +44,70 @@ async def test_a_callback_arrives_as_signed_json(receiver: Receiver) -> None:
     assert headers["webhook-signature"] == f"v1,{expected}"
 
 
-async def test_without_a_secret_there_is_no_signature(receiver: Receiver) -> None:
-    assert await deliver(receiver.url, replace(RULES, secret=""), "job-1", CONTENT)
+async def test_without_a_secret_there_is_no_signature(receiver: Receiver, open_sender: OpenSender) -> None:
+    assert await open_sender(replace(RULES, secret="")).deliver(receiver.url, "job-1", CONTENT)
     assert "webhook-signature" not in receiver.received[0][1]
 
 
-async def test_the_receiver_sees_the_host_it_was_called_by(receiver: Receiver) -> None:
+async def test_the_receiver_sees_the_host_it_was_called_by(receiver: Receiver, open_sender: OpenSender) -> None:
     url = f"http://localhost:{receiver.server_port}/"
-    assert await deliver(url, RULES, "job-1", CONTENT)
+    assert await open_sender(RULES).deliver(url, "job-1", CONTENT)
     assert receiver.received[0][1]["host"] == f"localhost:{receiver.server_port}"
 
 
 @pytest.mark.parametrize("status", [302, 404, 500])
-async def test_whatever_is_no_success_is_to_be_tried_again(receiver: Receiver, status: int) -> None:
+async def test_whatever_is_no_success_is_to_be_tried_again(
+    receiver: Receiver, status: int, open_sender: OpenSender
+) -> None:
     receiver.status = status
     with pytest.raises(CallbackError, match=str(status)):
-        await deliver(receiver.url, RULES, "job-1", CONTENT)
+        await open_sender(RULES).deliver(receiver.url, "job-1", CONTENT)
     assert len(receiver.received) == 1  # a redirect is not followed
 
 
-async def test_a_receiver_that_is_gone_wants_no_more(receiver: Receiver) -> None:
+async def test_a_receiver_that_is_gone_wants_no_more(receiver: Receiver, open_sender: OpenSender) -> None:
     receiver.status = 410
-    assert not await deliver(receiver.url, RULES, "job-1", CONTENT)
+    assert not await open_sender(RULES).deliver(receiver.url, "job-1", CONTENT)
 
 
-async def test_nobody_there_is_an_error_without_addresses(receiver: Receiver) -> None:
+@pytest.mark.parametrize("label", ["a" * 64, "a..b"])
+async def test_a_name_that_none_can_have_is_not_found(label: str, open_sender: OpenSender) -> None:
+    with pytest.raises(CallbackError, match="cannot be resolved"):
+        await open_sender(RULES).deliver(f"http://{label}.example.com/", "job-1", CONTENT)
+
+
+async def test_a_receiver_that_never_answers_is_given_up(
+    receiver: Receiver, open_sender: OpenSender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deployments.callbacks.TIMEOUT_S", 0.2)
+    receiver.answers.clear()
+    with pytest.raises(CallbackError, match="cannot be reached"):
+        await open_sender(RULES).deliver(receiver.url, "job-1", CONTENT)
+
+
+async def test_nobody_there_is_an_error_without_addresses(receiver: Receiver, open_sender: OpenSender) -> None:
     receiver.shutdown()
     receiver.server_close()
     with pytest.raises(CallbackError, match="cannot be reached") as error:
-        await deliver(receiver.url, RULES, "job-1", CONTENT)
+        await open_sender(RULES).deliver(receiver.url, "job-1", CONTENT)
     assert "127" not in str(error.value)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-async def test_private_addresses_are_refused_by_address_not_by_name(receiver: Receiver, host: str) -> None:
+async def test_private_addresses_are_refused_by_address_not_by_name(
+    receiver: Receiver, host: str, open_sender: OpenSender
+) -> None:
     url = f"http://{host}:{receiver.server_port}/"
     with pytest.raises(CallbackError, match="private address"):
-        await deliver(url, replace(RULES, allow_private=False), "job-1", CONTENT)
+        await open_sender(replace(RULES, allow_private=False)).deliver(url, "job-1", CONTENT)
     assert receiver.received == []
 
 
 @pytest.mark.parametrize("address", ["10.0.0.1", "169.254.169.254", "[::1]", "[::ffff:127.0.0.1]", "100.64.0.1"])
-async def test_no_private_address_is_public(address: str) -> None:
+async def test_no_private_address_is_public(address: str, open_sender: OpenSender) -> None:
     rules = CallbackRules(hosts=(address.strip("[]"),))
     with pytest.raises(CallbackError, match="private address"):
-        await deliver(f"http://{address}/", rules, "job-1", CONTENT)
+        await open_sender(rules).deliver(f"http://{address}/", "job-1", CONTENT)
 
 
 @pytest.mark.parametrize(
@@ -125,6 +122,9 @@ async def test_no_private_address_is_public(address: str) -> None:
         ("http://example.com/", "not allowed"),
         ("http://localhost:99999/", "no URL"),
         ("http://[::1/", "no URL"),
+        ("http://localhost/a b", "characters"),
+        ("http://localhost/a\nb", "characters"),
+        ("http://ü.example.com/", "characters"),
         ("http://localhost/" + "a" * 3000, "longer"),
     ],
 )

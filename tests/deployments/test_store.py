@@ -4,7 +4,7 @@ import asyncio
 import dataclasses
 
 from deployments.messages import SongResult
-from deployments.store.protocol import Ending, JobStore
+from deployments.store.protocol import Callback, Ending, JobStore
 from tests.deployments.conftest import OpenStore, make_row
 
 RESULT = SongResult("nano", "cpu", 9.9, 1234, {"diffusion_s": 1.5}, "./outputs/output_20261121103000_0.flac")
@@ -140,6 +140,25 @@ async def test_a_setting_outlives_the_store(open_store: OpenStore) -> None:
     await store.put_setting("model", "nano")
     await store.put_setting("model", "v1-3.5b")
     assert await (await open_store()).get_setting("model") == "v1-3.5b"
+
+
+async def test_a_callback_is_to_be_made_from_the_end_of_its_job_until_it_is_over(open_store: OpenStore) -> None:
+    store = await open_store()
+    asked = Callback("https://example.org/done")
+    for request_id in "abc":
+        await store.add(make_row(request_id, callback=None if request_id == "c" else asked))
+    assert await store.callbacks() == []
+    for request_id in "cba":
+        await store.finish(request_id, COMPLETED)
+    assert sorted(row.request_id for row in await store.callbacks()) == ["a", "b"]
+    tried = Callback(asked.url, attempts=3, due=2_345.6)
+    assert await store.set_callback("a", tried)
+    assert await store.set_callback("b", None)
+    store = await open_store()
+    assert [(row.request_id, row.callback) for row in await store.callbacks()] == [("a", tried)]
+    await store.remove_ended(9_999.0)
+    assert await store.callbacks() == []
+    assert not await store.set_callback("a", None)
 
 
 async def test_jobs_added_together_keep_their_order(open_store: OpenStore) -> None:

@@ -41,7 +41,7 @@ async def test_a_store_of_another_version_is_refused(tmp_path: Path) -> None:
     await (await SqliteStore.open(path)).close()
     with closing(sqlite3.connect(path)) as db, db:
         db.execute("UPDATE schema_version SET version = 7")
-    with pytest.raises(StoreFormatError, match="has format 7, this version reads format 2"):
+    with pytest.raises(StoreFormatError, match="has format 7, this version reads format 3"):
         await SqliteStore.open(path)
 
 

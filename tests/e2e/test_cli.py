@@ -79,7 +79,7 @@ def test_every_configuration_file_is_valid(path: Path) -> None:
 
 
 def test_the_default_configuration_says_what_the_settings_default_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("ACE_OUTPUT_DIR", "ACESTEP_ADMIN_KEY", "LOG_LEVEL"):
+    for name in ("ACE_OUTPUT_DIR", "ACESTEP_ADMIN_KEY", "ACESTEP_CALLBACK_SECRET", "LOG_LEVEL"):
         monkeypatch.delenv(name, raising=False)
     assert Settings.model_validate(cli.application_of(cli.read_config(ROOT / "serve_config.yaml")).args) == Settings()
 

@@ -12,7 +12,7 @@ import pytest
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray's models use pydantic in an old way
     from serve_app.ingress import create_app
-from serve_app.settings import JobSettings, Limits, Settings
+from serve_app.settings import CallbackSettings, JobSettings, Limits, Settings
 from tests.serve_app.memory import MemoryJobs, wav
 
 
@@ -39,6 +39,7 @@ def settings(tmp_path: Path, audio_root: Path) -> Settings:
         audio_root=audio_root,
         admin_key="sesame-ключ",
         admin_open=False,
+        callbacks=CallbackSettings(hosts=("hooks.example.org",)),
     )
 
 

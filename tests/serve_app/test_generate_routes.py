@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 from serve_app import openapi
-from serve_app.settings import JobSettings, Settings
+from serve_app.settings import CallbackSettings, JobSettings, Settings
 from tests.serve_app.conftest import Connect
 from tests.serve_app.memory import MemoryJobs
 
@@ -293,3 +293,37 @@ async def test_an_id_of_another_form_is_not_taken_over(connect: Connect, setting
     headers = {"X-Request-ID": "'; drop table jobs; --"}
     response = await client.post("/generate_music_direct", json=SHORT, headers=headers)
     assert [*jobs.views] == [response.headers["x-request-id"]]
+
+
+async def test_a_callback_is_asked_for_on_any_route_and_is_no_part_of_the_request_made_again(
+    client: httpx.AsyncClient, jobs: MemoryJobs
+) -> None:
+    asked = {"callback_url": "https://hooks.example.org/done?job=1", "audio_duration": 2.0}
+    for path in ("/generate_music_async", "/generate_music_direct"):
+        assert (await client.post(path, data=asked)).status_code in (200, 202)
+    assert [one.callback_url for one in jobs.submissions.values()] == [asked["callback_url"]] * 2
+    assert all("callback_url" not in one.request_json for one in jobs.submissions.values())
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("https://elsewhere.org/", "goes to a host that the operator has not allowed (callbacks.hosts)"),
+        ("ftp://hooks.example.org/", "is no http or https URL"),
+        ("http://me:secret@hooks.example.org/", "must not carry a user name or a password"),
+    ],
+)
+async def test_a_callback_that_may_not_go_there_is_refused_by_its_field(
+    client: httpx.AsyncClient, jobs: MemoryJobs, url: str, problem: str
+) -> None:
+    refused = await client.post("/generate_music_async", json={"callback_url": url})
+    assert refused.status_code == 422
+    assert refused.json()["errors"] == [{"field": "callback_url", "problem": problem}]
+    assert jobs.submissions == {}
+
+
+async def test_without_hosts_a_callback_is_refused(connect: Connect, settings: Settings) -> None:
+    client = await connect(settings.model_copy(update={"callbacks": CallbackSettings()}))
+    refused = await client.post("/generate_music_async", json={"callback_url": "https://example.org/"})
+    assert refused.status_code == 422
+    assert "callbacks are off" in refused.json()["detail"]

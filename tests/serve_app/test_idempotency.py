@@ -32,7 +32,14 @@ async def test_a_route_that_waits_answers_the_job_that_is_there(client: httpx.As
 
 
 @pytest.mark.parametrize(
-    "change", [{"prompt": "jazz"}, {"infer_step": 3}, {"path": "/generate_music"}, {"manual_seeds": 4}]
+    "change",
+    [
+        {"prompt": "jazz"},
+        {"callback_url": "https://hooks.example.org/other"},
+        {"infer_step": 3},
+        {"path": "/generate_music"},
+        {"manual_seeds": 4},
+    ],
 )
 async def test_the_same_key_for_another_request_is_refused(client: httpx.AsyncClient, change: dict[str, Any]) -> None:
     await post(client, "order-7")

@@ -9,7 +9,7 @@ import pytest
 from acestep_engine.params import MAX_SEED
 from serve_app.fields import InvalidRequestError
 from serve_app.resolve import ResolvedRequest, RouteRules, resolve
-from serve_app.schemas import NOT_BUILT, GenerateRequest, parse_generate, parse_initialize
+from serve_app.schemas import GenerateRequest, parse_generate, parse_initialize
 
 
 def parse(**fields: Any) -> GenerateRequest:
@@ -98,7 +98,7 @@ def test_a_value_out_of_range_is_refused_by_its_field(field: str, value: object)
         ({"vocal_language": "tlh"}, "'tlh' is no language of lyrics; they are en, de, fr"),
         ({"promt": "a"}, "promt: is not a field of this request; did you mean prompt?"),
         ({"Infer_Steps": 3}, "did you mean infer_step?"),
-        ({"callback_url": "http://example.org"}, "callback_url: is not served"),
+        ({"callback_url": "http://example.org/" + "a" * 2_048}, "over the limit of 2,048"),
     ],
 )
 def test_a_refusal_says_the_value_and_the_limit(fields: dict[str, Any], words: str) -> None:
@@ -111,9 +111,9 @@ def test_all_wrong_fields_are_named_at_once() -> None:
     assert {problem.field for problem in caught.value.problems} == {"infer_step", "prompt", "nonsense", "priority"}
 
 
-def test_fields_of_unbuilt_features_are_accepted_at_their_defaults() -> None:
-    assert parse(**{name: default for name, (default, _) in NOT_BUILT.items()}) == parse()
-    assert from_form(priority="5") == parse()
+def test_a_request_made_again_calls_nobody() -> None:
+    assert "callback_url" not in resolved_from(callback_url="https://example.org/").request_json
+    assert from_form(callback_url=" ", priority="5") == parse()
 
 
 def test_thousands_of_fields_are_refused_without_looking_at_each() -> None:
