@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from deployments.live_jobs import LiveJob
 from deployments.messages import KeyConflictError, QueueFullError, Source, StorageError, Submission
-from deployments.results import JobFiles
+from deployments.results import JobFiles, source_name
 from deployments.store.protocol import Callback, JobRow, JobStore
 
 
@@ -35,6 +35,11 @@ class Admission:
         self._find_live = find_live
         self._take_up = take_up
         self._arriving: dict[str, asyncio.Event] = {}  # by id: submissions that are being written
+        self._sources: dict[str, str] = {}  # of those, by id
+
+    def arriving_sources(self) -> set[str]:
+        """The files that submissions begin from which are being written."""
+        return {*self._sources.values()}
 
     async def accept(self, submission: Submission) -> LiveJob:
         """The job of a submission: a new one, or the one that an earlier call with the same key made.
@@ -51,6 +56,8 @@ class Admission:
         if self._find_live(request_id) is not None or request_id in self._arriving:
             request_id = uuid.uuid4().hex
         self._arriving[request_id] = taken_up = asyncio.Event()
+        if submission.source is not None:
+            self._sources[request_id] = source_name(submission.source)
         try:
             source = None if submission.source is None else await self._keep_source(submission.source)
             row = _row_of(submission, request_id, source)
@@ -62,6 +69,7 @@ class Admission:
             return self._take_up(row)
         finally:
             del self._arriving[request_id]
+            self._sources.pop(request_id, None)
             taken_up.set()
 
     async def _known(self, submission: Submission, request_id: str) -> LiveJob | None:

@@ -46,6 +46,7 @@ from deployments.messages import (
 )
 from deployments.models import Models
 from deployments.results import Folders, JobFiles
+from deployments.retention import Retention, RetentionTerms
 from deployments.runner import Runner
 from deployments.song_reader import SongReader
 from deployments.state_lock import StateLock
@@ -55,7 +56,6 @@ from deployments.store.sqlite import SqliteStore
 from deployments.views import end_event, view_of
 from deployments.waiting import WaitingJobs
 
-CLEANUP_INTERVAL_S = 60.0
 KEPT_LOGS = 200  # of jobs that ended last, for those who come back to follow them
 KEPT_ENDED = 1_000  # rows of ended jobs that are written again if the store loses its last changes
 
@@ -75,8 +75,7 @@ class JobManagerConfig:
     queue_size: int
     lease_terms: LeaseTerms
     redis_url: str | None  # where the jobs are kept; None: in the state folder
-    result_ttl_s: float
-    row_ttl_s: float
+    retention: RetentionTerms
     callbacks: CallbackRules
 
 
@@ -123,12 +122,15 @@ class JobManager:
             find_live=self._jobs.get,
             take_up=self._take_up,
         )
+        self._retention = Retention(
+            self._store, self._files, config.retention, live=self._jobs.keys, needed=self._needed_files
+        )
         self._songs = SongReader(self._store, self._files, self._jobs.get, self._view)
         self._ended_logs: LruCache[str, EventLog] = LruCache(KEPT_LOGS)
         self._model_changes = 0  # that are under way: no job starts meanwhile
         self._tasks: set[asyncio.Task[Any]] = set()
         await self._recover()
-        self._spawn(self._clean_up())
+        self._spawn(self._retention.run())
         self._spawn(self._deliveries.run())
 
     async def submit(self, submission: Submission) -> JobView:
@@ -356,26 +358,19 @@ class JobManager:
         ended = [self._deliveries.as_it_stands(row) for row in self._ended_lately]
         return [*ended, *(job.row for job in self._jobs.values())]
 
+    def _needed_files(self) -> set[str]:
+        """What jobs that have not ended begin from, and those that are about to be accepted."""
+        return {job.row.source for job in self._jobs.values() if job.row.source} | self._admission.arriving_sources()
+
     def _on_end(self, job: LiveJob) -> None:
         self._ended_lately.append(job.row)
         self._deliveries.add(job.row)
+        self._retention.note_end()
         end = end_event(view_of(job.row))
         job.events.add(end.kind, end.data)
         self._ended_logs.put(job.row.request_id, job.events)
         self._jobs.pop(job.row.request_id, None)
         self._waiting.discard(job.row.request_id)
-
-    async def _clean_up(self) -> None:
-        while True:
-            now = time.time()
-            try:
-                await self._store.expire_results(now - self._config.result_ttl_s)
-                await self._store.remove_ended(now - self._config.row_ttl_s)
-                needed = {job.row.source or "" for job in self._jobs.values()}
-                await asyncio.to_thread(self._files.remove_old, now - self._config.result_ttl_s, needed)
-            except (StorageError, OSError) as error:
-                logger.warning("old results could not be removed: %s", error)
-            await asyncio.sleep(CLEANUP_INTERVAL_S)
 
     async def _to_its_end(self, work: Coroutine[Any, Any, T]) -> T:
         """What is written and what is remembered must agree, even if the caller leaves in between."""

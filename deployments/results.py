@@ -8,7 +8,8 @@ import json
 import os
 import threading
 import time
-from collections.abc import Container
+from collections import defaultdict
+from collections.abc import Container, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,15 @@ class Folders:
         return self.state / "jobs.sqlite3"
 
 
+@dataclass(frozen=True)
+class KeptJob:
+    """The results and latents of one job: by name, as `source_name` has it, when each was written or used last."""
+
+    request_id: str
+    files: Mapping[str, int]  # in nanoseconds
+    nbytes: int
+
+
 def source_name(source: Source) -> str:
     """What a source is called: its file under the state folder."""
     if isinstance(source, Upload):
@@ -63,6 +73,7 @@ class JobFiles:
         self._latents = folders.state / "latents"
         self._sources = folders.state / "sources"
         self._removing = threading.Lock()  # no file may be removed while somebody begins to need it
+        self.kept_bytes = 0  # of results and latents, about: as counted last, and what was written since
         for folder in (self._results, self._latents, self._sources):
             folder.mkdir(parents=True, exist_ok=True)
         for folder in (self._results, self._latents, self._sources, self._output):
@@ -104,12 +115,14 @@ class JobFiles:
 
     def write_latents(self, request_id: str, index: int, latents: Latents) -> None:
         """Keep the latents of a song. They are on the disk when this returns."""
-        name = source_name(EarlierSong(request_id, index))
-        _write(self._state / name, save({"latents": np.ascontiguousarray(latents)}))
+        content = save({"latents": np.ascontiguousarray(latents)})
+        _write(self._state / source_name(EarlierSong(request_id, index)), content)
+        self.kept_bytes += len(content)
 
     def write_audio(self, request_id: str, index: int, audio_format: AudioFormat, audio: ByteArray) -> None:
         """Keep the encoded audio of a song. It is on the disk when this returns."""
         _write(self._result(request_id, index, audio_format), audio.data)
+        self.kept_bytes += audio.nbytes
 
     def read_audio(
         self, request_id: str, index: int, audio_format: AudioFormat, start: int = 0, most: int = -1
@@ -132,6 +145,32 @@ class JobFiles:
                 with self._removing, suppress(FileNotFoundError):  # half written, it got its name; or a job ended
                     if path.stat().st_mtime < before and f"{folder.name}/{path.name}" not in needed:
                         path.unlink()
+
+    def kept_jobs(self) -> list[KeptJob]:
+        """All jobs that have results or latents, in the order in which they were written."""
+        sizes: dict[str, int] = defaultdict(int)
+        files: dict[str, dict[str, int]] = defaultdict(dict)
+        written: dict[str, int] = {}
+        for folder in (self._latents, self._results):  # in this order: latents look newer when they were used
+            for entry in os.scandir(folder):
+                with suppress(FileNotFoundError):
+                    status = entry.stat()
+                    if not entry.name.startswith("."):
+                        request_id = entry.name.rpartition("_")[0]
+                        sizes[request_id] += status.st_size
+                        files[request_id][f"{folder.name}/{entry.name}"] = status.st_mtime_ns
+                        written[request_id] = status.st_mtime_ns
+        self.kept_bytes = sum(sizes.values())
+        return [KeptJob(one, files[one], sizes[one]) for one in sorted(files, key=lambda one: (written[one], one))]
+
+    def remove_jobs(self, jobs: Iterable[KeptJob]) -> None:
+        """Remove their results and latents, but none that was used since."""
+        for job in jobs:
+            for name, used_at in job.files.items():
+                with self._removing, suppress(FileNotFoundError):
+                    if (self._state / name).stat().st_mtime_ns == used_at:
+                        (self._state / name).unlink()
+            self.kept_bytes -= job.nbytes
 
     def claim_outputs(self, audio_format: AudioFormat, at: float, count: int) -> tuple[str, ...]:
         """Take so many file names in the output folder that nobody has: `output_YYYYMMDDHHMMSS_N.<format>`."""

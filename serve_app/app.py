@@ -19,9 +19,10 @@ from deployments.messages import JOB_MANAGER
 from deployments.models import ModelChoice, Models, resolve_models
 from deployments.placement import Placement, ReplicaRequest, place
 from deployments.results import Folders
+from deployments.retention import RetentionTerms
 from deployments.text_encoder import TextEncoder
 from serve_app.ingress import Ingress
-from serve_app.settings import Settings
+from serve_app.settings import JobSettings, Settings
 
 MANY_REQUESTS = 10_000  # the JobManager bounds its queue itself; Serve's default of 5 would be a bottleneck
 JOB_MANAGER_GRACE_S = 10.0  # its jobs run in its next life
@@ -61,8 +62,7 @@ def build_app(settings: Settings) -> Application:
         queue_size=settings.limits.queue_size,
         lease_terms=LeaseTerms(settings.jobs.lease_s, settings.jobs.job_timeout_s),
         redis_url=None if settings.store == "sqlite" else settings.store,
-        result_ttl_s=settings.jobs.result_ttl_s,
-        row_ttl_s=settings.jobs.row_ttl_s,
+        retention=_retention(settings.jobs),
         callbacks=settings.callbacks.rules,
     )
     job_manager = serve.deployment(JobManager).options(
@@ -81,6 +81,11 @@ def build_app(settings: Settings) -> Application:
         logging_config=quiet,  # it writes its own line for each request
     )
     return ingress.bind(resolved, job_manager.bind(config, generator, text_encoder))
+
+
+def _retention(jobs: JobSettings) -> RetentionTerms:
+    quota_bytes = None if jobs.result_quota_mb is None else jobs.result_quota_mb * MIB
+    return RetentionTerms(jobs.result_ttl_s, jobs.row_ttl_s, quota_bytes)
 
 
 def _generator(settings: Settings, placement: Placement, models: Models, logging: LoggingConfig) -> Application:

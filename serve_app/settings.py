@@ -71,6 +71,7 @@ class JobSettings(Section):
         600.0  # without a step of the engine that makes a song, it has failed
     )
     result_ttl_s: Annotated[float, Field(gt=0)] = 24 * 3600.0
+    result_quota_mb: Annotated[int, Field(ge=1)] | None = None  # of results and latents; the oldest go first
     row_ttl_s: Annotated[float, Field(gt=0)] = 7 * 24 * 3600.0
 
 

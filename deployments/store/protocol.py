@@ -111,6 +111,9 @@ class JobStore(Protocol):
     async def expire_results(self, completed_before: float) -> Sequence[str]:
         """completed -> expired for the jobs completed before that time: their ids. Their status stays completed."""
 
+    async def expire(self, request_ids: Sequence[str]) -> None:
+        """completed -> expired for those of these jobs that are completed."""
+
     async def remove_ended(self, completed_before: float) -> Sequence[str]:
         """Forget the jobs that ended before that time: their ids."""
 

@@ -50,6 +50,9 @@ local function ended(id, fields)
     redis.call('ZADD', prefix .. ':callbacks', fields['completed_at'], id)
   end
 end
+local function expire(id)
+  if redis.call('ZREM', prefix .. ':completed', id) == 1 then redis.call('HSET', job(id), 'outcome', '"expired"') end
+end
 local function answer(value) return {redis.call('INCR', prefix .. ':writes'), value} end
 """
 
@@ -124,11 +127,16 @@ EXPIRE = (
     GUARD
     + """
 local ids = redis.call('ZRANGEBYSCORE', prefix .. ':completed', '-inf', '(' .. ARGV[3])
-for _, id in ipairs(ids) do
-  redis.call('HSET', job(id), 'outcome', '"expired"')
-  redis.call('ZREM', prefix .. ':completed', id)
-end
+for _, id in ipairs(ids) do expire(id) end
 return answer(ids)
+"""
+)
+
+EXPIRE_THESE = (
+    GUARD
+    + """
+for _, id in ipairs(cjson.decode(ARGV[3])) do expire(id) end
+return answer(1)
 """
 )
 
@@ -163,13 +171,14 @@ class RedisStore:
     """A JobStore. Durable as far as Redis is: with `appendfsync everysec` a crash of Redis may lose its last second.
 
     When a change finds earlier ones missing, what `known` answers is written first: the rows of all jobs that have not
-    ended, and of those that have lately.
+    ended, and of those that have lately. So are all settings.
     """
 
     def __init__(self, client: Redis, known: Callable[[], Sequence[JobRow]]) -> None:
         self._redis = client
         self._known = known
         self._restoring = asyncio.Lock()
+        self._settings: dict[str, str] = {}  # as they are kept, to be written again
         self._owner = ""
         self._writes = 0  # changes of the store that this one has seen
         self._last_number = 0  # of the job that was added last
@@ -192,6 +201,7 @@ class RedisStore:
         store = cls(Redis.from_pool(pool), known)
         try:
             await store._take_over()
+            store._settings = await store._read(lambda: store._redis.hgetall(f"{PREFIX}:settings"))
         except StorageError:
             await store.close()
             raise
@@ -240,6 +250,9 @@ class RedisStore:
     async def expire_results(self, completed_before: float) -> Sequence[str]:
         return list(await self._change(EXPIRE, repr(completed_before)))
 
+    async def expire(self, request_ids: Sequence[str]) -> None:
+        await self._change(EXPIRE_THESE, json.dumps(request_ids))
+
     async def remove_ended(self, completed_before: float) -> Sequence[str]:
         return list(await self._change(REMOVE, repr(completed_before)))
 
@@ -248,7 +261,13 @@ class RedisStore:
         return found
 
     async def put_setting(self, key: str, value: str) -> None:
-        await self._change(PUT_SETTING, key, value)
+        while True:
+            async with self._restoring:
+                owner = self._owner
+            await self._change(PUT_SETTING, key, value)
+            self._settings[key] = value
+            if owner == self._owner:  # else the old value may have been written again meanwhile
+                return
 
     async def close(self) -> None:
         await self._redis.aclose()
@@ -264,6 +283,8 @@ class RedisStore:
             rows = self._known()
             logger.warning("the job store has lost its last changes: %d jobs are written again", len(rows))
             await self._take_over()
+            for key, value in [*self._settings.items()]:
+                await self._once(PUT_SETTING, key, value)
             for row in rows:
                 await self._once(ADD, *self._to_add(row))
                 if row.outcome is not None and row.completed_at is not None:

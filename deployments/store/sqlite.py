@@ -133,6 +133,10 @@ class SqliteStore:
             completed_before,
         )
 
+    async def expire(self, request_ids: Sequence[str]) -> None:
+        statement = "UPDATE jobs SET outcome = 'expired' WHERE request_id = ? AND outcome = 'completed'"
+        await self._run(lambda db: db.executemany(statement, [(request_id,) for request_id in request_ids]))
+
     async def remove_ended(self, completed_before: float) -> Sequence[str]:
         return await self._changed_ids(
             "DELETE FROM jobs WHERE outcome IS NOT NULL AND completed_at < ? RETURNING request_id", completed_before

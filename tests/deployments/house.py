@@ -26,6 +26,7 @@ from deployments.messages import (
 )
 from deployments.models import Models
 from deployments.results import Folders
+from deployments.retention import RetentionTerms
 
 AUDIO = np.arange(4, dtype=np.uint8)
 SONG = Rendered(np.zeros((8, 16, 2), np.float32), 1.5, Timings(1.0, 0.5), "nano", "cpu")
@@ -142,8 +143,7 @@ class House:
             queue_size=5,
             lease_terms=LeaseTerms(lease_s=30, stall_s=60),
             redis_url=None,
-            result_ttl_s=3600,
-            row_ttl_s=7200,
+            retention=RetentionTerms(result_ttl_s=3600, row_ttl_s=7200),
             callbacks=CallbackRules(),
         )
         self.manager: JobManager

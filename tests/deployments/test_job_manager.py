@@ -35,6 +35,7 @@ from deployments.messages import (
     StorageError,
     Upload,
 )
+from deployments.retention import RetentionTerms
 from deployments.store.protocol import StoreFormatError
 from tests.deployments.house import (
     AUDIO,
@@ -443,7 +444,7 @@ async def test_what_a_song_was_asked_for_is_known_longer_than_its_latents(house:
     with pytest.raises(SongNotFoundError):
         await house.manager.source_song(request_id, 2)
     await house.close()
-    await house.open(result_ttl_s=-1)
+    await house.open(retention=RetentionTerms(result_ttl_s=-1, row_ttl_s=3600))
 
     async def expired() -> bool:
         return (await house.manager.status(request_id)).outcome == "expired"
@@ -613,7 +614,7 @@ async def test_an_old_result_is_expired_and_its_job_still_known(house: House) ->
     request_id = await house.submit()
     await house.end_of(request_id)
     await house.close()
-    await house.open(result_ttl_s=-1)
+    await house.open(retention=RetentionTerms(result_ttl_s=-1, row_ttl_s=3600))
 
     async def removed() -> bool:
         return house.files() == []

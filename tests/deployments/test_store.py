@@ -123,6 +123,18 @@ async def test_only_old_results_expire_and_their_jobs_stay_completed(store: JobS
     assert (row.status, row.outcome) == ("completed", "expired")
 
 
+async def test_completed_jobs_expire_by_their_ids_and_others_stay_as_they_are(store: JobStore) -> None:
+    for request_id in "abcd":
+        await store.add(make_row(request_id))
+    for request_id in "ab":
+        await store.finish(request_id, COMPLETED)
+    await store.finish("c", CANCELLED)
+    await store.expire(["a", "c", "d", "nobody"])
+    rows = [await store.get(request_id) for request_id in "abcd"]
+    assert [row and row.outcome for row in rows] == ["expired", "completed", "cancelled", None]
+    assert await store.expire_results(9_000.0) == ["b"]
+
+
 async def test_only_old_ended_jobs_are_forgotten(store: JobStore) -> None:
     for request_id in "abc":
         await store.add(make_row(request_id))

@@ -68,6 +68,22 @@ async def test_an_emptied_redis_is_noticed_and_filled_again(server: RedisServer)
     await store.close()
 
 
+async def test_settings_are_written_again_too_also_those_of_an_earlier_life(server: RedisServer) -> None:
+    before = await RedisStore.open(server.url, list)
+    await before.put_setting("model", "nano")
+    await before.close()
+    store = await RedisStore.open(server.url, list)
+    await store.put_setting("loras", "[]")
+    server.empty()
+    await store.put_setting("loras", "[1]")
+    assert await store.get_setting("model") == "nano"
+    assert await store.get_setting("loras") == "[1]"
+    server.empty()
+    await store.add(make_row("a"))
+    assert (await store.get_setting("model"), await store.get_setting("loras")) == ("nano", "[1]")
+    await store.close()
+
+
 async def test_changes_that_redis_lost_are_noticed_and_done_again(server: RedisServer) -> None:
     """As after a crash of a Redis that brings its changes to the disk once a second."""
     ended = make_row("a", status="completed", outcome="completed", completed_at=2_000.0)
