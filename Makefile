@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help serve test test-all check format bench clean
+.PHONY: help serve test test-all test-faults check format bench clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -23,6 +23,9 @@ test: $(STAMP)  ## Run the tests, without the slow campaigns
 
 test-all: $(STAMP)  ## Run every test this machine can run
 	$(BIN)/python -m pytest
+
+test-faults: $(STAMP)  ## Stage the faults that no accepted job may be lost to, and print the table (most of an hour)
+	$(BIN)/python -m tests.faults
 
 check: $(STAMP)  ## Format, lint, types, the import rule
 	$(BIN)/ruff format --check .

@@ -27,6 +27,7 @@ from serve_app.settings import JobSettings, Settings
 MANY_REQUESTS = 10_000  # the JobManager bounds its queue itself; Serve's default of 5 would be a bottleneck
 JOB_MANAGER_GRACE_S = 10.0  # its jobs run in its next life
 HEALTH_CHECK_PERIOD_S = 5.0
+HEALTH_CHECK_TIMEOUT_S = 10.0  # three in a row, and a Generator that is frozen is replaced
 LOOK_BACK_S = 15.0  # Serve wants it over its own 10 s between reports
 SONGS_PER_REPLICA = 2  # on average, before Serve adds a replica: each song more makes the others of a GPU slower
 MIB = 2**20
@@ -109,6 +110,7 @@ def _generator(settings: Settings, placement: Placement, models: Models, logging
         ray_actor_options={"num_cpus": placement.generator_cpus, "num_gpus": placement.generator_gpus},
         graceful_shutdown_timeout_s=settings.generator.graceful_shutdown_timeout_s,
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
+        health_check_timeout_s=HEALTH_CHECK_TIMEOUT_S,
         logging_config=logging,
     )
     adapter_limits = AdapterLimits(settings.generator.loras_on_gpu, settings.generator.loras_mb * MIB)
