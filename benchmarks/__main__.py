@@ -11,7 +11,7 @@ import torch
 from acestep_engine.checkpoint import NANO_PATH
 from acestep_engine.devices import keep_freed_memory
 from acestep_engine.params import ModelSpec
-from benchmarks import engine, service, streaming
+from benchmarks import engine, service, streaming, tasks
 from deployments.cpus import available_cpus
 
 
@@ -19,7 +19,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", default=str(NANO_PATH), help="a checkpoint folder (the bundled one)")
     parser.add_argument("--repeats", type=int, default=5, help="measurements of each figure (5)")
-    parser.add_argument("--only", choices=["engine", "service", "streaming"], help="one of the parts")
+    parser.add_argument("--only", choices=["engine", "service", "streaming", "tasks"], help="one of the parts")
     args = parser.parse_args()
     torch.set_num_threads(available_cpus())  # as a Generator does, and the next
     keep_freed_memory()
@@ -30,6 +30,7 @@ def main() -> None:
         "engine": engine.print_tables,
         "service": service.print_tables,
         "streaming": streaming.print_tables,
+        "tasks": tasks.print_tables,
     }
     for name, print_tables in parts.items():
         if args.only in (None, name):
