@@ -30,6 +30,10 @@ same `manual_seeds` and fields make the same music: `params_json` in an answer c
 with a range made anew (repaint), with seconds before or after it (extend), with other words (edit). The source is
 `audio_file`, `audio_base64`, or an earlier job as `source_request_id`. `batch_size` makes several songs in one job.
 
+**Follow it:** `GET /events/{request_id}` or `WS /ws/{request_id}` tell live what happens to a job, and `callback_url`
+in a request is called when it has ended. `priority` says how urgent it is. A request with an `Idempotency-Key` may be
+sent again: the same key and body are one job.
+
 Errors are `application/problem+json` with a stable `code`; wrong fields are listed under `errors`.
 """
 
