@@ -34,7 +34,7 @@ PROGRESS_PER_S = 20  # of all calls of a replica together
 HEARTBEAT_S = 5.0  # of a call with nothing to tell: paused for others, say
 REPORT_INTERVAL_S = 1.0
 REPORT_TIMEOUT_S = 5.0
-REPLACEMENT_WAIT_S = 60.0  # longer than Serve takes to replace a replica whose health check fails
+REPLACEMENT_HEARTBEATS = 12  # for longer than Serve takes to replace a replica whose health check fails
 FILE_THREADS = 2  # that read and write audio files beside the engine's own thread
 
 logger = logging.getLogger("ray.serve")
@@ -190,8 +190,10 @@ class Generator:
             yield await self._in_thread(file.finish)
             yield self._rendered(finished, file, spec)
         except ReplicaBrokenError:
-            # Answering would send the caller back here at once. Serve replaces this replica meanwhile.
-            await asyncio.sleep(REPLACEMENT_WAIT_S)
+            # Answering, or falling silent, would send the caller back here. Serve replaces this replica meanwhile.
+            for _ in range(REPLACEMENT_HEARTBEATS):
+                yield Heartbeat(self._host.steps)
+                await asyncio.sleep(HEARTBEAT_S)
             raise
         finally:
             self._calls -= 1

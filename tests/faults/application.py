@@ -112,12 +112,12 @@ class Application:
             time.sleep(0.05)
 
     def pid_of(self, role: str) -> int:
-        """Of a replica, by its deployment, or of another process by its title. Waits for one to be there."""
+        """Of a replica that is up, by its deployment, or of another process by its title. Waits for one to be there."""
         title = f"ray::ServeReplica:{NAME}:{role}" if role in REPLICAS else role
         deadline = time.monotonic() + START_TIMEOUT_S
         while True:
             for pid, command in processes().items():
-                if command.startswith(title) or f"/{title} " in command[:400]:
+                if command.startswith(title) and not command.startswith(f"{title}.initialize"):
                     return pid
             assert time.monotonic() < deadline, f"no {role} runs"
             time.sleep(0.02)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.faults.application import Application, processes
+from tests.faults.application import Application
 from tests.faults.campaign import Fault, Stage
 from tests.faults.ledger import LONG
 from tests.faults.processes import LEASE_S
@@ -57,12 +57,8 @@ def node_lost(stage: Stage) -> float:
 
 
 def _raylet(node: Any) -> int:
-    (raylet,) = node.live_processes_pids("raylet") if hasattr(node, "live_processes_pids") else _newest_raylet()
-    return int(raylet)
-
-
-def _newest_raylet() -> list[int]:
-    return [max(pid for pid, command in processes().items() if "/raylet/raylet " in command[:400])]
+    (raylet,) = node.all_processes["raylet"]
+    return int(raylet.process.pid)
 
 
 def _parent(pid: int) -> int:

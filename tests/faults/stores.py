@@ -1,6 +1,5 @@
 """A real Redis that is stopped, emptied, or loses what it wrote last."""
 
-import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -56,15 +55,14 @@ def redis_emptied(stage: Stage) -> float:
 def last_second_of_redis_lost(stage: Stage) -> float:
     """It comes back with the files of a moment ago: jobs that were accepted since are written again."""
     redis = _redis(stage)
-    files, copy = stage.application.folder.parent / "redis", stage.application.folder.parent / "copy"
+    file = stage.application.folder.parent / "redis" / "appendonly.aof"
     before = stage.ledger.submit()
-    shutil.copytree(files / "appendonlydir", copy)
+    copy = file.read_bytes()
     since = _jobs_under_way(stage)
     ended = stage.ledger.submit()
     stage.ledger.until_ended(ended)
     redis.stop(signal.SIGKILL)
-    shutil.rmtree(files / "appendonlydir")
-    copy.rename(files / "appendonlydir")
+    file.write_bytes(copy)
     redis.start()
     return _all_end(stage, [before, *since, ended])
 
