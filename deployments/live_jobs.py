@@ -25,7 +25,7 @@ class LiveSong:
         self.params = params
         self.attempts = attempts  # in all lives of the job
         self.progress: Progress | None = None
-        self.diffusion_began_at: float | None = None
+        self._first_step: tuple[float, int] | None = None  # when diffusion was first heard of, and how far it was
         self.response: DeploymentResponseGenerator[Any] | None = None  # the Generator's call, while there is one
         self.audio = GrowingAudio()
         self.result: SongResult | None = None  # once its files are on the disk
@@ -33,18 +33,21 @@ class LiveSong:
     @property
     def remaining_s(self) -> float | None:
         """Of diffusion, judged by the steps so far; None before the first, and after the last."""
-        progress, began_at = self.progress, self.diffusion_began_at
-        if progress is None or began_at is None or progress.stage != "diffusion" or not progress.step:
+        progress = self.progress
+        if progress is None or self._first_step is None or progress.stage != "diffusion":
             return None
-        return (time.monotonic() - began_at) / progress.step * (progress.steps - progress.step)
+        began_at, first = self._first_step
+        if progress.step == first:
+            return None
+        return (time.monotonic() - began_at) / (progress.step - first) * (progress.steps - progress.step)
 
     def note(self, progress: Progress | None) -> None:
         """It is so far; None is back at the start."""
         self.progress = progress
         if progress is None or progress.stage == "encoding":
-            self.diffusion_began_at = None
-        elif self.diffusion_began_at is None:
-            self.diffusion_began_at = time.monotonic()
+            self._first_step = None
+        elif self._first_step is None:
+            self._first_step = time.monotonic(), progress.step
 
     def abort(self) -> None:
         """Stop the Generator's call, if there is one, within one forward."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import logging
 import time
 import tracemalloc
 from collections.abc import AsyncIterator
@@ -135,6 +136,7 @@ async def test_ended_jobs_leave_nothing_behind(house: House, monkeypatch: pytest
     """What is remembered of the last ones for a while is bounded, and full after the first round."""
     monkeypatch.setattr("deployments.job_manager.KEPT_ENDED", ROUND)
     monkeypatch.setattr("deployments.job_manager.KEPT_LOGS", ROUND)
+    monkeypatch.setattr(logging.getLogger("ray.serve"), "disabled", True)  # pytest keeps every line
     await house.close()
     await house.open(queue_size=2 * ROUND, songs_per_size=ROUND // 2)
     tracemalloc.start()
