@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from deployments.fleet import STALE_S
 from tests.faults.application import Application
 from tests.faults.campaign import Fault, Stage
 from tests.faults.ledger import SHORT, in_parallel
 from tests.faults.processes import LEASE_S
 
-KILL_AFTER_S = (3.0, 8.0)  # since the last kill, or since there is a Generator again
+KILL_AFTER_S = (3.0, 8.0)  # since a Generator with its model says so: one that only starts makes nothing
 CANCELLED_SHARE = 0.2
 SUBMITTERS = 32
 
@@ -31,7 +32,7 @@ class Load:
 
     def __call__(self, stage: Stage) -> float:
         started_at, over, kills = time.monotonic(), threading.Event(), list[float]()
-        killer = threading.Thread(target=_kill_again_and_again, args=(stage.application, kills, over))
+        killer = threading.Thread(target=_kill_again_and_again, args=(stage, kills, over))
         killer.start()
         try:
             accepted = in_parallel(lambda _: stage.ledger.submit(SHORT), range(self._jobs), SUBMITTERS)
@@ -50,10 +51,12 @@ class Load:
         return took_s
 
 
-def _kill_again_and_again(application: Application, kills: list[float], over: threading.Event) -> None:
+def _kill_again_and_again(stage: Stage, kills: list[float], over: threading.Event) -> None:
     draw = random.Random(1)
-    while not over.wait(draw.uniform(*KILL_AFTER_S)):
-        kills.append(application.kill("Generator"))
+    while not over.wait(0.5):
+        if stage.ledger.get("/health").json().get("replicas") and not over.wait(draw.uniform(*KILL_AFTER_S)):
+            kills.append(stage.application.kill("Generator"))
+            over.wait(STALE_S)  # until the one that is dead is no longer counted
 
 
 QUICK = Fault("60 jobs, random cancels, Generator killed every few s", Load(60), long_queue, times=1)
