@@ -90,7 +90,7 @@ def test_adapters_and_jobs_with_them_outlive_the_job_manager(graph: Graph, root:
 def test_songs_go_to_the_replica_that_has_their_adapter(tmp_path: Path) -> None:
     """On two pretended GPUs, which both have songs all the time.
 
-    Routing prefers a replica that has the adapter, but does not wait for it long: a busy one's songs may go to the other.
+    Routing prefers a replica that has the adapter, but does not wait for it long: a song may go to the other.
     Without the preference every adapter would be loaded on both.
     """
     run = subprocess.run(
