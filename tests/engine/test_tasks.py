@@ -243,6 +243,16 @@ def test_an_edit_to_what_the_source_is_already_changes_nothing() -> None:
     torch.testing.assert_close(task.latents, REFERENCE, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("draws", [1, 3])
+def test_an_edit_moves_by_the_difference_of_both_predictions_however_many_draws_it_averages(draws: int) -> None:
+    """From noise level 1 down to 0 along a difference of 1 everywhere: by -1 in all."""
+    task = begin(replace(EDIT, guidance_scale=1.0, edit_n_avg=draws), REFERENCE)
+    while task.forwards_done < task.forwards:
+        velocities = [torch.full_like(query.latents, float(query.context == TARGET)) for query in task.queries()]
+        task = task.advance(velocities)
+    torch.testing.assert_close(task.latents, REFERENCE - 1, rtol=0, atol=1e-5)
+
+
 def test_an_edit_that_ends_before_it_begins_is_refused() -> None:
     with pytest.raises(ParameterError, match="edit_n_max"):
         begin(replace(EDIT, edit_n_min=0.6, edit_n_max=0.5), REFERENCE)
