@@ -1,0 +1,1 @@
+"""Programs that make checkpoints; the product never imports them."""

@@ -1,0 +1,1 @@
+"""The bundled nano model: the music it learns from, and the training of its four parts."""

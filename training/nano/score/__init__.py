@@ -1,0 +1,1 @@
+"""How a piece is written: genres, harmony, melody, accompaniment and drums."""
