@@ -21,36 +21,45 @@ _MODES: tuple[Mode, ...] = ("major", "minor")
 
 @dataclass(frozen=True)
 class Mood:
-    """What a mood allows: modes, tempo in bpm, densities; and how loud the players play (0..1)."""
+    """What a mood allows (modes, tempo in bpm, densities) and how it sounds.
+
+    `loudness` is 0 to 1, `register` in semitones above the usual; `reverb` None leaves the room to the genre.
+    """
 
     modes: tuple[Mode, ...]
     bpm: tuple[int, int]
     densities: tuple[Density, ...]
     loudness: float
+    register: int = 0
+    reverb: str | None = None
 
 
 MOOD_RULES: dict[str, Mood] = {
-    "happy": Mood(("major",), (96, 180), ("medium", "busy"), 0.82),
+    "happy": Mood(("major",), (96, 180), ("medium", "busy"), 0.82, register=2),
     "energetic": Mood(("major", "minor"), (116, 180), ("medium", "busy"), 0.92),
     "calm": Mood(("major", "minor"), (60, 96), ("sparse", "medium"), 0.62),
-    "dreamy": Mood(("major",), (60, 104), ("sparse",), 0.62),
+    "dreamy": Mood(("major",), (60, 104), ("sparse",), 0.62, register=3, reverb="hall"),
     "warm": Mood(("major",), (60, 120), ("medium", "busy"), 0.72),
     "sad": Mood(("minor",), (60, 108), ("sparse", "medium"), 0.66),
-    "dark": Mood(("minor",), (60, 140), _DENSITIES, 0.76),
+    "dark": Mood(("minor",), (60, 140), _DENSITIES, 0.76, register=-4, reverb="hall"),
     "dramatic": Mood(("minor",), (84, 180), ("medium", "busy"), 0.90),
 }
 
-# The instrument of a family, and the pitches that its melodies keep to.
-_LEADS: dict[str, tuple[str, tuple[int, int]]] = {
-    "piano": ("piano", (62, 84)),
-    "guitar": ("acoustic guitar", (55, 76)),
-    "organ": ("organ", (60, 81)),
-    "strings": ("strings", (62, 86)),
-    "brass": ("brass", (57, 77)),
-    "flute": ("flute", (72, 93)),
-    "synth": ("synth", (60, 82)),
-    "marimba": ("marimba", (60, 84)),
+# The instruments of a family, and the pitches that its melodies keep to.
+_LEADS: dict[str, tuple[tuple[str, ...], tuple[int, int]]] = {
+    "piano": (("piano",), (62, 84)),
+    "guitar": (("acoustic guitar", "electric guitar"), (55, 76)),
+    "organ": (("organ",), (60, 81)),
+    "strings": (("strings",), (62, 86)),
+    "brass": (("brass",), (57, 77)),
+    "flute": (("flute",), (72, 93)),
+    "synth": (("synth",), (60, 82)),
+    "marimba": (("marimba",), (60, 84)),
 }
+_OWN_CHORDS = ("piano", "guitar", "organ", "marimba")  # leads that can accompany themselves
+_CHORD_CENTRE = 57
+_CHORD_GAINS = {"clavinet": 0.32}  # it cuts through
+_CHORD_GAIN = 0.44
 
 
 @dataclass(frozen=True)
@@ -84,13 +93,11 @@ def compose(seed: int, wish: Wish = Wish()) -> Piece:
     key = int(rng.integers(12)) if wish.key is None else wish.key
     has_drums = bool(rng.random() < style.drums) if wish.drums is None else wish.drums
     swing = style.swing
-    clock = Clock(bpm, swing)
     chords = _progression(style, key, mode, math.ceil(wish.duration_s * bpm / 240), rng)
-    parts = _arrange(style, lead, density, has_drums, rules.loudness, chords, clock, rng)
+    parts = _arrange(style, rules, lead, density, has_drums, chords, Clock(bpm, swing), rng)
     heard = tuple(_until(part, wish.duration_s) for part in parts)
-    return Piece(
-        seed, wish.duration_s, bpm, key, mode, lead, has_drums, genre, mood, density, swing, style.reverb, heard
-    )
+    reverb = rules.reverb or style.reverb
+    return Piece(seed, wish.duration_s, bpm, key, mode, lead, has_drums, genre, mood, density, swing, reverb, heard)
 
 
 def _draw_bpm(style: Style, mood: str | None, rng: np.random.Generator) -> int:
@@ -125,31 +132,35 @@ def _progression(style: Style, key: int, mode: Mode, bars: int, rng: np.random.G
 
 def _arrange(
     style: Style,
+    mood: Mood,
     lead: str,
     density: Density,
     has_drums: bool,
-    loudness: float,
     chords: tuple[Chord, ...],
     clock: Clock,
     rng: np.random.Generator,
 ) -> list[Part]:
     """Who plays what: the lead in front, chords to one side, the bass in the middle, drums behind."""
-    instrument, reach = _LEADS[lead]
+    instruments, (low, high) = _LEADS[lead]
+    instrument = instruments[int(rng.integers(len(instruments)))]
+    reach, loudness = (low + mood.register, high + mood.register), mood.loudness
     side = float(rng.choice((-0.45, 0.45)))
     behind, pattern = style.chords[int(rng.integers(len(style.chords)))]
+    if behind == "lead":
+        behind = instrument if lead in _OWN_CHORDS else "nylon guitar"
     line = style.bass_lines[int(rng.integers(len(style.bass_lines)))]
     melody = compose_melody(chords, clock, density, reach, style.staccato, loudness, rng)
-    comping = compose_chords(chords, clock, pattern, 57, loudness * 0.85, rng)
+    comping = compose_chords(chords, clock, pattern, _CHORD_CENTRE + mood.register // 2, loudness * 0.85, rng)
     bass = compose_bass(chords, clock, line, loudness, rng)
     parts = [
         Part("lead", instrument, 1.0, -side / 4, 0.6, melody),
-        Part("chords", instrument if behind == "lead" else behind, 0.28, side, 0.6, comping),
+        Part("chords", behind, _CHORD_GAINS.get(behind, _CHORD_GAIN), side, 0.6, comping),
         Part("bass", style.bass, 0.75, 0.0, 0.05, bass),
     ]
     if has_drums:
         beat = style.beats[int(rng.integers(len(style.beats)))]
         strokes = compose_drums(len(chords), clock, beat, density, 0.4 + 0.6 * loudness, rng)
-        parts.append(Part("drums", style.kit, 0.42, 0.0, 0.25, strokes))
+        parts.append(Part("drums", style.kit, 0.5, 0.0, 0.25, strokes))
     return parts
 
 

@@ -50,13 +50,13 @@ MOOD_WORDS: dict[str, tuple[str, ...]] = {
 DENSITY_WORDS: dict[str, tuple[str, ...]] = {
     "sparse": ("sparse", "minimal"),
     "medium": ("flowing",),
-    "busy": ("busy", "fast notes", "virtuosic"),
+    "busy": ("busy", "dense", "many notes"),
 }
 CHORD_WORDS: dict[str, tuple[str, ...]] = {
     "electric piano": ("electric piano chords",),
     "pad": ("pads", "warm pads"),
     "clavinet": ("clavinet chords",),
-    "nylon guitar": ("strummed chords",),
+    "nylon guitar": ("plucked chords",),
 }
 DRUM_WORDS = ("drums", "with drums", "drum beat", "drum kit")
 NO_DRUM_WORDS = ("no drums", "without drums", "drumless", "no percussion")

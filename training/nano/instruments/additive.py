@@ -51,11 +51,11 @@ def brass(pitch: int, strength: float, rng: np.random.Generator) -> Curve:
     dark = wavetable(n**-1.5 * np.exp(-hz * n / 1200), hz)
     bright = wavetable(n**-0.45 * np.exp(-hz * n / 2800) * formants(hz * n, _BELL), hz)
     bright *= np.std(dark) / np.std(bright)
-    brightness = (0.55 + 0.35 * strength) * rise(t, 0.07) * (1 + 0.5 * np.exp(-t / 0.12))
-    scoop = 2 ** (-60 * np.exp(-t / 0.03) / 1200)
-    pitched = hz * scoop * vibrato(t, 4.8, 9.0, 0.35)
+    brightness = (0.50 + 0.35 * strength) * (0.7 * rise(t, 0.06) + 0.3 * rise(t, 0.35))
+    scoop = 2 ** (-80 * np.exp(-t / 0.035) / 1200)
+    pitched = hz * scoop * vibrato(t, 5.4, 16.0, 0.22)
     tone = (1 - brightness) * play(dark, pitched) + brightness * play(bright, pitched)
-    return tone * rise(t, 0.035) * (1 + 0.45 * np.exp(-t / 0.15))
+    return tone * rise(t, 0.045) * (0.75 + 0.25 * rise(t, 0.4))
 
 
 def flute(pitch: int, strength: float, rng: np.random.Generator) -> Curve:

@@ -40,8 +40,8 @@ def electric_guitar(pitch: int, strength: float, rng: np.random.Generator) -> Cu
     amplitude = np.sin(np.pi * n * 0.22) * np.sin(np.pi * n * 0.14) / n**0.7 * np.exp(-partials / 3200)
     decay_s = 1.9 * (220 / hz) ** 0.4 / (1 + 0.05 * n + 0.002 * n**2)
     tone = modes(partials, decay_s, amplitude, 3.0)
-    driven: Curve = np.tanh((1.2 + 2.2 * strength) * tone / np.max(np.abs(tone)))
-    return driven + 0.06 * _thump(rng, 3.0, 1500, 5000, 0.006)
+    driven: Curve = np.tanh((1.0 + 1.4 * strength) * tone / np.max(np.abs(tone)))
+    return driven + 0.3 * _thump(rng, 3.0, 1500, 5000, 0.006)
 
 
 def nylon_guitar(pitch: int, strength: float, rng: np.random.Generator) -> Curve:

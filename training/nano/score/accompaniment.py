@@ -7,6 +7,7 @@ from training.nano.score.harmony import Chord, nearest, voice
 from training.nano.score.styles import ARPEGGIOS, BASS_LINES, PATTERNS
 from training.nano.score.timing import SIXTEENTHS, Clock
 
+_STRUM_S = 0.014  # from string to string
 _STRENGTH = {"X": 1.0, "x": 0.82, "o": 0.6}
 _BASS_CENTRE = 38
 
@@ -22,12 +23,19 @@ def compose_chords(
         if pattern in ARPEGGIOS:
             notes += _broken(voicing, bar, clock, ARPEGGIOS[pattern], loudness, rng)
         else:
-            notes += _struck(voicing, bar, clock, PATTERNS[pattern], loudness, rng)
+            apart_s = _STRUM_S if pattern == "strum" else 0.0
+            notes += _struck(voicing, bar, clock, PATTERNS[pattern], apart_s, loudness, rng)
     return tuple(notes)
 
 
 def _struck(
-    voicing: tuple[int, ...], bar: int, clock: Clock, marks: str, loudness: float, rng: np.random.Generator
+    voicing: tuple[int, ...],
+    bar: int,
+    clock: Clock,
+    marks: str,
+    apart_s: float,
+    loudness: float,
+    rng: np.random.Generator,
 ) -> list[Note]:
     onsets = [index for index, mark in enumerate(marks) if mark != "."]
     notes = []
@@ -36,7 +44,8 @@ def _struck(
         length = clock.length_s(bar, onset, end) * (0.97 if len(onsets) <= 2 else 0.7)
         velocity = loudness * _STRENGTH[marks[onset]] + float(rng.normal(0, 0.03))
         velocity = float(np.clip(velocity, 0.2, 1.0))
-        notes += [Note(clock.at_s(bar, onset), length, pitch, velocity) for pitch in voicing]
+        start_s = clock.at_s(bar, onset)
+        notes += [Note(start_s + apart_s * n, length, pitch, velocity) for n, pitch in enumerate(voicing)]
     return notes
 
 

@@ -30,8 +30,8 @@ def compose_drums(
             for place, mark in enumerate(marks):
                 if mark == "." or (fill and place >= 8 and name != "k"):
                     continue
-                if density == "sparse" and place % 4 and name in "ha":
-                    continue
+                if name in "ha" and (place % 4 if density == "sparse" else place % 2 and clock.bpm > 136):
+                    continue  # hats that are too many for the mood, or too fast for the hands
                 notes.append(_stroke(_KEYS[name], bar, place, clock, loudness * _STRENGTH[mark], rng))
         for place, mark in enumerate(fill, start=8):
             if mark != ".":

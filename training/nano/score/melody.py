@@ -41,7 +41,7 @@ def compose_melody(
         # A phrase rises to its third bar and comes back.
         goal = reach[0] + (reach[1] - reach[0]) * (0.40, 0.55, 0.70, 0.45)[bar % 4]
         pitch = nearest(chord.tones, 0.5 * pitch + 0.5 * goal)
-        pitches = _sing(chord, motifs[rhythm], pitch, rhythm, reach)
+        pitches = _sing(chord, motifs[rhythm], pitch, rhythm, reach, closing=bar % 4 == 3)
         pitch = pitches[-1]
         notes += _place(rhythm, pitches, bar, clock, held, loudness, rng)
     return tuple(notes)
@@ -53,8 +53,13 @@ def _contour(rhythm: str, rng: np.random.Generator) -> tuple[int, ...]:
     return (0, *(int(step) for step in rng.choice(_STEPS, size=count - 1, p=_STEP_WEIGHTS)))
 
 
-def _sing(chord: Chord, contour: tuple[int, ...], pitch: int, rhythm: str, reach: tuple[int, int]) -> list[int]:
-    """The pitches of a bar: along the contour on the scale, on tones of the chord where the beat is strong."""
+def _sing(
+    chord: Chord, contour: tuple[int, ...], pitch: int, rhythm: str, reach: tuple[int, int], closing: bool
+) -> list[int]:
+    """The pitches of a bar: along the contour on the scale, on tones of the chord where the beat is strong.
+
+    A closing bar also ends on one.
+    """
     rungs = ladder(chord, *reach)
     place = min(range(len(rungs)), key=lambda index: abs(rungs[index] - pitch))
     pitches = []
@@ -64,7 +69,7 @@ def _sing(chord: Chord, contour: tuple[int, ...], pitch: int, rhythm: str, reach
         if not 0 <= place < len(rungs):
             place -= 2 * step  # turn back at the end of the reach
         place = int(np.clip(place, 0, len(rungs) - 1))
-        if onset % 8 == 0:
+        if onset % 8 == 0 or (closing and onset == onsets[-1]):
             tones = [index for index in range(len(rungs)) if rungs[index] % 12 in chord.tones[:3]]
             place = min(tones, key=lambda index: abs(index - place))
         pitches.append(rungs[place])

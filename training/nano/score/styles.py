@@ -14,7 +14,8 @@ Progression = tuple[str, ...]
 class Style:
     """A genre. `swing` is how far the second eighth of a beat comes late, in beats; of each tuple one is taken.
 
-    `chords` pairs an instrument (`"lead"` is the lead's own) with a pattern of PATTERNS or ARPEGGIOS.
+    `chords` pairs an instrument with a pattern of PATTERNS or ARPEGGIOS; `"lead"` is the lead's own instrument, where
+    it can play chords.
     """
 
     bpm: tuple[int, int]
@@ -88,19 +89,19 @@ STYLES: dict[str, Style] = {
     ),
     "funk": Style(
         (88, 120), 0.75, "acoustic kit", ("funk",), (("clavinet", "funk"), ("clavinet", "stabs")),
-        "bass guitar", ("funk",), _GROOVE, "studio", sevenths=True, staccato=0.6,
+        "bass guitar", ("funk",), _GROOVE, "studio", sevenths=True, staccato=0.75,
     ),
     "house": Style(
         (116, 130), 0.8, "electronic kit", ("four",), (("electric piano", "offbeats"), ("pad", "stabs")),
-        "synth bass", ("offbeats",), _POP, "plate", sevenths=True, staccato=0.75,
+        "synth bass", ("offbeats",), _POP, "plate", sevenths=True, staccato=0.85,
     ),
     "techno": Style(
         (126, 148), 0.8, "electronic kit", ("techno",), (("pad", "stabs"), ("clavinet", "stabs")),
-        "synth bass", ("rolling",), _GROOVE, "plate", staccato=0.6,
+        "synth bass", ("rolling",), _GROOVE, "plate", staccato=0.72,
     ),
     "ambient": Style(
-        (60, 92), 0.3, "electronic kit", ("half",), (("pad", "held"),),
-        "synth bass", ("held",), _POP, "hall",
+        (60, 92), 0.3, "electronic kit", ("half",), (("pad", "held"), ("electric piano", "up")),
+        "synth bass", ("pulse",), _POP, "hall",
     ),
     "folk": Style(
         (76, 140), 0.45, "acoustic kit", ("train", "eighths"), (("nylon guitar", "strum"), ("nylon guitar", "up")),
@@ -138,7 +139,7 @@ BEATS: dict[str, dict[str, str]] = {
 
 # Bars of a bass: 1 root, 5 fifth, 8 octave, 3 third; the note lasts until the next one.
 BASS_LINES: dict[str, str] = {
-    "held": "1...............",
+    "pulse": "1...1...1...5...",
     "two": "1.......5.......",
     "eighths": "1.1.1.1.1.1.1.5.",
     "push": "1.....1.1.....5.",
