@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from training.nano.compose import FIRST_HELD_OUT_SEED, Wish, compose
+from training.nano.instruments.drums import CLOSED_HAT, CRASH
 from training.nano.piece import Piece
 from training.nano.score.harmony import SCALES
 from training.nano.words import FAMILIES, GENRES, MOODS
@@ -95,3 +96,20 @@ def test_swing_delays_the_second_eighth_to_the_triplet() -> None:
     places = {round(note.start_s * 2 % 1, 3) for note in drums.notes}
     assert 0.667 in places
     assert 0.5 not in places
+
+
+def test_a_fill_ends_each_fourth_bar_and_a_cymbal_follows() -> None:
+    piece = compose(8, Wish(genre="rock", bpm=120, drums=True, density="medium"))  # bars of two seconds
+    drums = piece.part("drums")
+    assert drums is not None
+    hats = {int(note.start_s // 2) for note in drums.notes if note.pitch == CLOSED_HAT and note.start_s % 2 >= 1}
+    assert hats == {0, 1, 2, 4, 5, 6, 8, 9}
+    assert [note.start_s for note in drums.notes if note.pitch == CRASH] == [8.0, 16.0]
+
+
+def test_hands_do_not_play_sixteenths_at_a_fast_tempo() -> None:
+    for bpm, fewest_ms, most_ms in ((100, 140, 160), (160, 170, 200)):
+        drums = compose(8, Wish(genre="funk", bpm=bpm, drums=True, density="busy")).part("drums")
+        assert drums is not None
+        hats = [note.start_s for note in drums.notes if note.pitch == CLOSED_HAT]
+        assert fewest_ms < 1000 * float(np.min(np.diff(hats))) < most_ms

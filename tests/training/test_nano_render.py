@@ -1,12 +1,15 @@
 """A rendered piece is clean sound: right length and level, no clicks, in tune, and its families differ."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import soundfile
 
 from training.nano.compose import Wish, compose
 from training.nano.instruments import INSTRUMENTS, drums, sample
 from training.nano.instruments.oscillators import pitch_hz
-from training.nano.render import render
+from training.nano.render import main, render
 
 RATE_HZ = 44_100
 
@@ -77,3 +80,12 @@ def test_notes_are_heard_on_the_pitches_of_the_score() -> None:
     played = {note.pitch % 12 for part in piece.parts for note in part.notes}
     assert {int(np.argmax(chroma))} <= played
     assert sum(chroma[list(played)]) / sum(chroma) > 0.9
+
+
+def test_the_command_prints_a_caption_and_writes_the_sound(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["3", str(tmp_path / "three.wav")])
+    piece = compose(3)
+    written, rate_hz = soundfile.read(tmp_path / "three.wav", dtype="float32")
+    assert capsys.readouterr().out.count(",") >= 1
+    assert rate_hz == RATE_HZ
+    assert np.allclose(written.T, render(piece), atol=1e-4)

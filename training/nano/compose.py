@@ -58,7 +58,7 @@ _LEADS: dict[str, tuple[tuple[str, ...], tuple[int, int]]] = {
 }
 _OWN_CHORDS = ("piano", "guitar", "organ", "marimba")  # leads that can accompany themselves
 _CHORD_CENTRE = 57
-_CHORD_GAINS = {"clavinet": 0.32}  # it cuts through
+_CHORD_GAINS = {"clavinet": 0.28}  # it cuts through
 _CHORD_GAIN = 0.44
 
 

@@ -65,11 +65,12 @@ def _play_drums(part: Part, dry: Stereo, track: Wave) -> None:
             track[start : start + len(stroke)] += stroke
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
+    """Render the piece of a seed to a file; `arguments` None are those of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("seed", type=int)
     parser.add_argument("out", type=Path)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     piece = compose(options.seed)
     print(caption(piece, np.random.Generator(np.random.PCG64(options.seed))))
     soundfile.write(options.out, render(piece).T, SAMPLE_RATE_HZ)

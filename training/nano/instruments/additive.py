@@ -4,6 +4,7 @@ import numpy as np
 
 from training.nano.instruments.oscillators import (
     Curve,
+    burst,
     formants,
     harmonics,
     pitch_hz,
@@ -28,14 +29,14 @@ def organ(pitch: int, strength: float, rng: np.random.Generator) -> Curve:
     table = wavetable(drawbars, hz / 2, rng)
     turning = 2 * np.pi * 6.6 * t
     tone = play(table, hz / 2 * (1 + 0.0022 * np.sin(turning))) * (1 + 0.22 * np.cos(turning))
-    click = shaped_noise(rng, LONGEST_S, 1500, 5000) * np.exp(-t / 0.004)
-    return (tone + (0.3 + 0.5 * strength) * click) * rise(t, 0.004)
+    click = burst(rng, LONGEST_S, 1500, 5000, 0.004)
+    return tone * rise(t, 0.004) + (0.3 + 0.5 * strength) * click
 
 
 def strings(pitch: int, strength: float, rng: np.random.Generator) -> Curve:
     """Four violins: sawtooth bows a few cents apart, each with a vibrato of its own, and some rosin."""
     t, hz, n = seconds(LONGEST_S), pitch_hz(pitch), harmonics(59)
-    amplitude = n**-1.0 * np.exp(-hz * n / (4000 + 3500 * strength)) * formants(hz * n, _VIOLIN_BODY)
+    amplitude = n**-1.0 * np.exp(-hz * n / (2200 + 6000 * strength)) * formants(hz * n, _VIOLIN_BODY)
     tone = np.zeros_like(t)
     for cents in (-7.0, -2.0, 3.0, 8.0):
         wobble = vibrato(t, rng.uniform(5.0, 6.2), rng.uniform(14, 22), 0.1, rng.uniform(0, 6.28))
@@ -65,5 +66,5 @@ def flute(pitch: int, strength: float, rng: np.random.Generator) -> Curve:
     trembling = 1 + 0.20 * np.clip((t - 0.15) / 0.2, 0, 1) * np.sin(2 * np.pi * 5.0 * t)
     tone = play(wavetable(amplitude, hz), hz * vibrato(t, 5.0, 10.0, 0.15, 1.0)) * trembling
     breath = 0.07 * shaped_noise(rng, LONGEST_S, 1500, 8000) + 0.05 * shaped_noise(rng, LONGEST_S, hz, 2 * hz)
-    chiff = 0.35 * shaped_noise(rng, LONGEST_S, 1000, 5000) * np.exp(-t / 0.025)
-    return tone * rise(t, 0.07) + (breath * trembling + chiff) * rise(t, 0.01)
+    chiff = 0.35 * burst(rng, LONGEST_S, 1000, 5000, 0.025)
+    return tone * rise(t, 0.07) + breath * trembling * rise(t, 0.01) + chiff

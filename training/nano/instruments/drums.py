@@ -6,7 +6,7 @@ Keys are those of General MIDI percussion.
 import numpy as np
 
 from acestep_engine.params import MODEL_SAMPLE_RATE_HZ as SAMPLE_RATE_HZ
-from training.nano.instruments.oscillators import Curve, modes, pitch_hz, rise, seconds, shaped_noise
+from training.nano.instruments.oscillators import Curve, burst, modes, pitch_hz, rise, seconds, shaped_noise
 
 KICK, RIM, SNARE, CLAP, LOW_TOM, CLOSED_HAT, MID_TOM, OPEN_HAT = 36, 37, 38, 39, 45, 42, 47, 46
 CRASH, HIGH_TOM, RIDE, SHAKER = 49, 50, 51, 70
@@ -30,20 +30,16 @@ def hit(kit: str, key: int, strength: float, rng: np.random.Generator) -> Curve:
         return _kick(electronic, strength, rng)
     if key in (LOW_TOM, MID_TOM, HIGH_TOM):
         start_hz = {LOW_TOM: 110.0, MID_TOM: 150.0, HIGH_TOM: 200.0}[key]
-        return _membrane(start_hz * 1.25, start_hz, 0.05, 0.22, 0.6) + 0.08 * _burst(rng, 0.6, 300, 3000, 0.03)
+        return _membrane(start_hz * 1.25, start_hz, 0.05, 0.22, 0.6) + 0.08 * burst(rng, 0.6, 300, 3000, 0.03)
     if key == SNARE:
         return _snare(electronic, strength, rng)
     if key == CLAP:
         return _clap(rng)
     if key == RIM:
         clicks = modes(np.array([1700.0, 2550.0, 480.0]), np.array([0.012, 0.008, 0.015]), np.array([1, 0.6, 0.5]), 0.1)
-        return clicks + 0.2 * _burst(rng, 0.1, 2000, 8000, 0.004)
+        return clicks + 0.2 * burst(rng, 0.1, 2000, 8000, 0.004)
     decay_s = {CLOSED_HAT: 0.03, OPEN_HAT: 0.16, SHAKER: 0.035, RIDE: 0.35, CRASH: 0.55}[key]
     return _metal(key, decay_s, electronic, rng)
-
-
-def _burst(rng: np.random.Generator, duration_s: float, low_hz: float, high_hz: float, decay_s: float) -> Curve:
-    return shaped_noise(rng, duration_s, low_hz, high_hz) * np.exp(-seconds(duration_s) / decay_s)
 
 
 def _membrane(start_hz: float, end_hz: float, fall_s: float, decay_s: float, duration_s: float) -> Curve:
@@ -56,14 +52,14 @@ def _membrane(start_hz: float, end_hz: float, fall_s: float, decay_s: float, dur
 def _kick(electronic: bool, strength: float, rng: np.random.Generator) -> Curve:
     if electronic:
         body = _membrane(210.0, 48.0, 0.035, 0.16, 0.5)
-        return body + 0.10 * strength * _burst(rng, 0.5, 1500, 6000, 0.004)
-    return _membrane(130.0, 58.0, 0.03, 0.10, 0.4) + 0.16 * strength * _burst(rng, 0.4, 1200, 5000, 0.006)
+        return body + 0.10 * strength * burst(rng, 0.5, 1500, 6000, 0.004)
+    return _membrane(130.0, 58.0, 0.03, 0.10, 0.4) + 0.16 * strength * burst(rng, 0.4, 1200, 5000, 0.006)
 
 
 def _snare(electronic: bool, strength: float, rng: np.random.Generator) -> Curve:
     low, decay_s = (190.0, 0.10) if electronic else (175.0, 0.13)
     shell = modes(np.array([low, low * 1.75]), np.array([0.07, 0.045]), np.array([0.6, 0.35]), 0.45)
-    return shell + (0.20 + 0.08 * strength) * _burst(rng, 0.45, 1200, 9000, decay_s) * rise(seconds(0.45), 0.001)
+    return shell + (0.20 + 0.08 * strength) * burst(rng, 0.45, 1200, 9000, decay_s)
 
 
 def _clap(rng: np.random.Generator) -> Curve:
@@ -76,7 +72,7 @@ def _clap(rng: np.random.Generator) -> Curve:
 def _metal(key: int, decay_s: float, electronic: bool, rng: np.random.Generator) -> Curve:
     """Hats, cymbals and a shaker: high noise, with a cluster of tones that share no fundamental."""
     duration_s = 5 * decay_s + 0.02
-    noise = _burst(rng, duration_s, 9000 if electronic else 7000, 15_000, decay_s)
+    noise = burst(rng, duration_s, 9000 if electronic else 7000, 15_000, decay_s)
     if key == SHAKER:
         return 0.3 * noise * rise(seconds(duration_s), 0.015)
     cluster = pitch_hz(88) * np.array([2.0, 3.0, 4.16, 5.43, 6.79, 8.21])

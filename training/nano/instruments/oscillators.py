@@ -86,6 +86,15 @@ def shaped_noise(rng: np.random.Generator, duration_s: float, low_hz: float, hig
     return noise / max(float(np.std(noise)), 1e-12)
 
 
+def burst(rng: np.random.Generator, duration_s: float, low_hz: float, high_hz: float, decay_s: float) -> Curve:
+    """Noise (N,) of standard deviation 1 at first that falls to 1/e in `decay_s`: a pick, a hammer, a stick."""
+    heard_s = min(duration_s, 12 * decay_s)
+    t = seconds(heard_s)
+    noise = np.zeros(round(duration_s * SAMPLE_RATE_HZ))
+    noise[: len(t)] = shaped_noise(rng, heard_s, low_hz, high_hz) * np.exp(-t / decay_s) * rise(t, 0.001)
+    return noise
+
+
 def formants(hz: Curve, peaks: tuple[tuple[float, float, float], ...]) -> Curve:
     """The gain (P,) at the frequencies `hz` of a body with resonances (centre in Hz, width in octaves, gain in dB)."""
     gain_db = np.zeros_like(hz)

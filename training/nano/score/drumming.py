@@ -12,6 +12,10 @@ _KEYS = {
     "d": drums.RIDE, "a": drums.SHAKER,
 }  # fmt: skip
 _STRENGTH = {"X": 1.0, "x": 0.72, "o": 0.38}
+_FASTEST_SIXTEENTHS_BPM = 126  # above, hands play eighths and leave out ghost notes
+
+# Strokes that answer in every second bar, one of these in each piece: drum and sixteenth.
+_ANSWERS: tuple[tuple[tuple[str, int], ...], ...] = ((("k", 14),), (("k", 10), ("k", 14)), (("o", 14),), (("k", 6),))
 
 # The last half of a bar: s snare, h m l the toms from high to low.
 _FILLS = ("s.sss.ss", "s.h.m.l.", "ssh.mml.", "s..s..sl", "hhmmllss", "..s.s.ss")
@@ -22,6 +26,7 @@ def compose_drums(
     bars: int, clock: Clock, beat: str, density: Density, loudness: float, rng: np.random.Generator
 ) -> tuple[Note, ...]:
     """`bars` bars of one of BEATS with a fill each four or eight. Raises KeyError for another beat."""
+    answer = _ANSWERS[int(rng.integers(len(_ANSWERS)))]
     every = 4 if density != "sparse" else 8
     notes: list[Note] = []
     for bar in range(bars):
@@ -30,9 +35,13 @@ def compose_drums(
             for place, mark in enumerate(marks):
                 if mark == "." or (fill and place >= 8 and name != "k"):
                     continue
-                if name in "ha" and (place % 4 if density == "sparse" else place % 2 and clock.bpm > 136):
-                    continue  # hats that are too many for the mood, or too fast for the hands
+                if name in "ha" and place % 4 and density == "sparse":
+                    continue
+                if place % 2 and (name in "ha" or mark == "o") and clock.bpm > _FASTEST_SIXTEENTHS_BPM:
+                    continue
                 notes.append(_stroke(_KEYS[name], bar, place, clock, loudness * _STRENGTH[mark], rng))
+        if bar % 2 and not fill and density != "sparse":
+            notes += [_stroke(_KEYS[name], bar, place, clock, loudness * _STRENGTH["x"], rng) for name, place in answer]
         for place, mark in enumerate(fill, start=8):
             if mark != ".":
                 strength = loudness * (0.6 + 0.05 * (place - 8))
