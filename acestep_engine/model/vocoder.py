@@ -1,4 +1,4 @@
-"""ADaMoS-HiFiGAN v1, the vocoder of ACE-Step v1: a ConvNeXt backbone and a HiFi-GAN head. Inference only.
+"""ADaMoS-HiFiGAN v1, the vocoder of ACE-Step v1: a ConvNeXt backbone and a HiFi-GAN head.
 
 ConvNeXt: Liu et al. 2022; HiFi-GAN: Kong et al. 2020. Modules carry the published tensor names; the published weight
 norm is folded into plain convolutions when the weights are loaded.
@@ -229,24 +229,29 @@ class HiFiGANHead(nn.Module):
         return audio[:, :, 0, start:stop]
 
     def _average_of_blocks(self, stage: int, x: Tensor, start: int, stop: int) -> Tensor:
-        """The mean of a stage's residual blocks for [start, stop) of x (B, C, 1, T), tile by tile.
+        """The mean of a stage's residual blocks for [start, stop) of x (B, C, 1, T), tile by tile without gradients.
 
         A tile is computed with as much context on both sides as the blocks can see, and the context is cut off.
         """
         first = stage * self.blocks_per_stage
         blocks = self.resblocks[first : first + self.blocks_per_stage]
+        if torch.is_grad_enabled():  # autograd keeps all activations anyway, and does not follow what fills a buffer
+            return _sum_of(blocks, x)[..., start:stop] / len(blocks)
         values = CPU_TILE_VALUES if x.device.type == "cpu" else GPU_TILE_VALUES
         size = max(MIN_TILE_SAMPLES, values // (x.shape[0] * x.shape[1]))
         average = torch.empty_like(x[..., start:stop], memory_format=torch.channels_last)
         for tile_start, tile_stop in equal_windows(start, stop, size):
             first, last = with_halo(tile_start, tile_stop, self.block_halo, x.shape[-1])
-            part = x[..., first:last]
-            total = blocks[0](part)
-            for block in blocks[1:]:
-                total += block(part)
-            kept = total[..., tile_start - first : tile_stop - first]
+            kept = _sum_of(blocks, x[..., first:last])[..., tile_start - first : tile_stop - first]
             torch.div(kept, len(blocks), out=average[..., tile_start - start : tile_stop - start])
         return average
+
+
+def _sum_of(blocks: nn.ModuleList, x: Tensor) -> Tensor:
+    total = blocks[0](x)
+    for block in blocks[1:]:
+        total += block(x)
+    return total
 
 
 class Vocoder(nn.Module):

@@ -82,6 +82,7 @@ def test_channels_of_a_batch_do_not_hear_each_other(vocoder: Vocoder, mel: Tenso
 
 
 @pytest.mark.parametrize("tile", [32, 37, 500, 2399, 2400])
+@torch.no_grad()
 def test_tiles_give_the_same_audio_as_one_piece(
     vocoder: Vocoder, mel: Tensor, tile: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,6 +91,17 @@ def test_tiles_give_the_same_audio_as_one_piece(
     monkeypatch.setattr(module, "MIN_TILE_SAMPLES", tile)
 
     torch.testing.assert_close(vocoder(mel), whole, rtol=1e-5, atol=1e-6)
+
+
+def test_a_vocoder_in_training_gives_the_same_audio_and_a_gradient_for_every_weight(mel: Tensor) -> None:
+    trained, used = drawn_vocoder(CONFIG).requires_grad_(True), drawn_vocoder(CONFIG)
+
+    audio = trained(mel, 30, 60)
+    audio.square().mean().backward()
+
+    with torch.no_grad():
+        torch.testing.assert_close(audio, used(mel, 30, 60), rtol=1e-5, atol=1e-6)
+    assert all(weight.grad is not None and weight.grad.any() for weight in trained.parameters())
 
 
 @pytest.mark.parametrize(
@@ -113,9 +125,8 @@ def test_windows_of_any_length_join_without_a_seam(data: st.DataObject, frames: 
     vocoder = drawn_vocoder(config)
     samples = vocoder.config.samples_per_frame
     mel = torch.randn(2, 16, frames, generator=torch.Generator().manual_seed(frames))
-    whole = vocoder(mel)
-
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        whole = vocoder(mel)
         patch.setattr(module, "CPU_TILE_VALUES", 0)
         patch.setattr(module, "MIN_TILE_SAMPLES", tile)
         windows = {start: vocoder(mel, start, stop) for start, stop in equal_windows(0, frames, longest)}

@@ -1,0 +1,171 @@
+"""What every trainer here shares: a loop that logs, saves, stops when it is told to, and goes on where it stopped.
+
+A step depends only on its number and on the state before it: its random numbers come from `step_generator`, so a run
+that was interrupted ends with the same weights as one that was not.
+"""
+
+import json
+import os
+import signal
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+STATE_FILE, LOG_FILE = "state.pt", "log.jsonl"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long to train in all, over every run in the same folder, and how often to log, to judge and to save.
+
+    The run ends after `steps`, or once the steps have taken `minutes`, whichever comes first.
+    """
+
+    steps: int = 10**9
+    minutes: float = 60.0
+    log_every_steps: int = 50
+    judge_every_steps: int = 1000
+    save_every_s: float = 180.0
+
+
+class Trainer(Protocol):
+    """What `train` drives. `progress` is the share of the plan that is done, 0 to 1."""
+
+    def step(self, step: int, progress: float) -> Mapping[str, float]:
+        """Change the weights once; answer the losses."""
+
+    def judge(self) -> Mapping[str, float]:
+        """Marks on held-out data."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that `load_state_dict` needs to go on: tensors, numbers, strings, lists and dicts of them."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` answered."""
+
+    def export(self, folder: Path) -> None:
+        """Write what the engine loads."""
+
+
+def train(trainer: Trainer, folder: Path, plan: Plan) -> int:
+    """Train until the plan is done or SIGTERM or SIGINT comes; the number of steps taken in all, over all runs.
+
+    State, log and exported weights lie in `folder`, and an earlier run's state is gone on from.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    state = torch.load(folder / STATE_FILE, weights_only=True) if (folder / STATE_FILE).exists() else None
+    step, trained_s = 0, 0.0
+    if state is not None:
+        trainer.load_state_dict(state["trainer"])
+        step, trained_s = state["step"], state["trained_s"]
+        print(f"going on from step {step}, after {trained_s / 60:.1f} minutes", flush=True)
+    losses = _Means()
+    saved_at = time.monotonic()
+    with _stop_on_signal() as stopping:
+        while not stopping and (progress := _progress(plan, step, trained_s)) < 1:
+            began = time.monotonic()
+            losses.add(trainer.step(step, progress))
+            step += 1
+            trained_s += time.monotonic() - began
+            if step % plan.log_every_steps == 0:
+                _log(folder, step, trained_s, losses.take())
+            if step % plan.judge_every_steps == 0:
+                _log(folder, step, trained_s, trainer.judge())
+            if time.monotonic() - saved_at > plan.save_every_s:
+                _save(folder, trainer, step, trained_s)
+                saved_at = time.monotonic()
+        _save(folder, trainer, step, trained_s)
+        trainer.export(folder)
+        _log(folder, step, trained_s, trainer.judge())
+    return step
+
+
+def learning_rate(highest: float, step: int, progress: float, warmup_steps: int = 200) -> float:
+    """Linear up over the first steps, then half a cosine over the plan, down to a fiftieth of the highest."""
+    fall = 0.5 + 0.5 * float(np.cos(np.pi * min(progress, 1.0)))
+    return highest * min(1.0, (step + 1) / warmup_steps) * (0.02 + 0.98 * fall)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """For all parameters of the optimizer."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def step_generator(seed: int, step: int) -> np.random.Generator:
+    """The random numbers of one step of a run."""
+    return np.random.Generator(np.random.PCG64((seed, step)))
+
+
+def torch_generator(rng: np.random.Generator) -> torch.Generator:
+    """A generator for tensors, seeded from another one."""
+    return torch.Generator().manual_seed(int(rng.integers(2**62)))
+
+
+def save_atomically(state: object, file: Path) -> None:
+    """Write with torch.save, so that `file` is always whole, the old one or the new one."""
+    partial = file.with_suffix(".partial")
+    torch.save(state, partial)
+    os.replace(partial, file)
+
+
+class _Means:
+    """Means of the losses since they were last taken."""
+
+    def __init__(self) -> None:
+        self._values: defaultdict[str, list[float]] = defaultdict(list)
+        self._began = time.monotonic()
+
+    def add(self, losses: Mapping[str, float]) -> None:
+        for name, value in losses.items():
+            self._values[name].append(value)
+
+    def take(self) -> dict[str, float]:
+        steps = max((len(values) for values in self._values.values()), default=1)
+        means = {name: float(np.mean(values)) for name, values in self._values.items()}
+        means["ms_per_step"] = 1000 * (time.monotonic() - self._began) / steps
+        self._values.clear()
+        self._began = time.monotonic()
+        return means
+
+
+def _progress(plan: Plan, step: int, trained_s: float) -> float:
+    return max(step / plan.steps, trained_s / (60 * plan.minutes))
+
+
+def _save(folder: Path, trainer: Trainer, step: int, trained_s: float) -> None:
+    state = {"step": step, "trained_s": trained_s, "trainer": trainer.state_dict()}
+    save_atomically(state, folder / STATE_FILE)
+
+
+def _log(folder: Path, step: int, trained_s: float, values: Mapping[str, float]) -> None:
+    rounded = {name: float(f"{value:.5g}") for name, value in values.items()}
+    print(f"step {step:7d} {trained_s / 60:7.1f} min  " + "  ".join(f"{k} {v:g}" for k, v in rounded.items()), flush=True)
+    with (folder / LOG_FILE).open("a") as file:
+        file.write(json.dumps({"step": step, "minutes": round(trained_s / 60, 2), **rounded}) + "\n")
+
+
+@contextmanager
+def _stop_on_signal() -> Iterator[list[int]]:
+    """A list that is filled once SIGTERM or SIGINT comes; a second one does what it always did."""
+    received: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def note(number: int, frame: object) -> None:
+        received.append(number)
+        signal.signal(number, before[signal.Signals(number)])
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

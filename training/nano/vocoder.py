@@ -1,0 +1,222 @@
+"""Train the vocoder: `python -m training.nano.vocoder --data DIR --out DIR --minutes 120 [--through DIR]`.
+
+It is the engine's Vocoder. It learns from spectral losses alone at first, then against discriminators as well.
+With `--through` it hears mels that the autoencoder exported in that folder gave back, as it will in use.
+"""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderDC
+from torch import Tensor
+
+from acestep_engine.model.autoencoder import build_dcae, build_vocoder
+from acestep_engine.model.json_files import read_config
+from acestep_engine.model.loading import load_weights
+from acestep_engine.model.mel import LogMel, MelConfig
+from acestep_engine.model.vocoder import Vocoder
+from acestep_engine.params import MEL_FRAMES_PER_LATENT
+from training.nano.autoencoder import decode, encode
+from training.nano.codec_data import Recordings, Segments, held_out_recordings, training_recordings
+from training.nano.codec_losses import SpectralLoss, audible_error, mel_loss
+from training.nano.discriminators import Discriminators
+from training.nano.loop import Plan, learning_rate, set_learning_rate, step_generator, torch_generator, train
+from training.nano.modules import start, store
+
+# The kernel of 15 lets the backbone hear three quarters of a second on either side for next to no work: where a note
+# began and how it decays is all that tells the phase of a steady tone.
+CONFIG: dict[str, Any] = {
+    "input_channels": 128,
+    "depths": [1, 2, 4, 2],
+    "dims": [96, 128, 160, 192],
+    "drop_path_rate": 0.0,
+    "kernel_sizes": [15],
+    "upsample_rates": [8, 8, 4, 2],
+    "upsample_kernel_sizes": [16, 16, 8, 4],
+    "resblock_kernel_sizes": [3, 7],
+    "resblock_dilation_sizes": [[1, 3], [1, 3]],
+    "num_mels": 192,
+    "upsample_initial_channel": 256,
+    "use_template": False,
+    "pre_conv_kernel_size": 3,
+    "post_conv_kernel_size": 7,
+    "sampling_rate": 44100,
+    "n_fft": 2048,
+    "win_length": 2048,
+    "hop_length": 512,
+    "f_min": 40,
+    "f_max": 16000,
+    "n_mels": 128,
+    "_class_name": "ADaMoSHiFiGANV1",
+}
+JUDGED_FRAMES = 64
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A step hears `segments` stereo segments, which are twice as many sounds, of `frames` mel frames each."""
+
+    segments: int = 8
+    frames: int = 32
+    highest_rate: float = 1e-3
+    discriminator_rate: float = 3e-4
+    spectral_share: float = 0.35  # of the plan: after it the discriminators join
+    mel_weight: float = 2.0
+    spectral_weight: float = 1.0
+    feature_weight: float = 2.0
+    disbelief_weight: float = 0.5
+    latent_noise: float = 0.15  # as in the autoencoder's training, with --through
+    seed: int = 0
+
+
+class VocoderTrainer:
+    """Trains one Vocoder of a config, on true mels or on those of an autoencoder."""
+
+    def __init__(
+        self,
+        config: dict[str, Any],
+        settings: Settings,
+        recordings: Recordings,
+        held_out: Recordings,
+        through: AutoencoderDC | None = None,
+    ) -> None:
+        self.config, self.settings, self.through = config, settings, through
+        self.recordings, self.held_out = recordings, held_out
+        self.vocoder = started_vocoder(config, settings.seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            self.discriminators = Discriminators().to(memory_format=torch.channels_last)
+        self.log_mel, self.spectral_loss = LogMel(MelConfig()), SpectralLoss()
+        self.optimizer = torch.optim.AdamW(self.vocoder.parameters(), betas=(0.8, 0.99), weight_decay=0.01, fused=True)
+        self.opponent = torch.optim.AdamW(
+            self.discriminators.parameters(), betas=(0.8, 0.99), weight_decay=0.01, fused=True
+        )
+        self.context = _context(self.vocoder, settings.frames)
+
+    def step(self, step: int, progress: float) -> dict[str, float]:
+        settings = self.settings
+        rng = step_generator(settings.seed, step)
+        segments = self.recordings.draw(rng, settings.segments, settings.frames, self.context)
+        real = segments.audio.flatten(0, 1)[:, None]  # (2B, 1, N)
+        made = self._make(self._mel(segments, rng))
+        heard = made.detach().requires_grad_()  # so that both sides of the contest share one pass
+        losses = self._spectral(heard, segments, real)
+        (settings.mel_weight * losses["mel"] + settings.spectral_weight * losses["spectral"]).backward()
+        if progress >= settings.spectral_share:
+            losses |= self._contest(heard, real, step, progress)
+        set_learning_rate(self.optimizer, learning_rate(settings.highest_rate, step, progress))
+        self.optimizer.zero_grad(set_to_none=True)
+        made.backward(heard.grad)
+        losses["gradient"] = torch.nn.utils.clip_grad_norm_(self.vocoder.parameters(), 10.0)
+        self.optimizer.step()
+        return {name: value.item() for name, value in losses.items()}
+
+    @torch.no_grad()
+    def judge(self) -> dict[str, float]:
+        """The error of the log-mel of what is made of held-out recordings, in nepers, and the spectral loss."""
+        context = _context(self.vocoder, JUDGED_FRAMES)
+        segments = self.held_out.draw(step_generator(self.settings.seed, 2**40), 16, JUDGED_FRAMES, context)
+        mel = segments.mel if self.through is None else decode(self.through, encode(self.through, segments.mel))
+        made = self.vocoder(mel.flatten(0, 1), context, context + JUDGED_FRAMES)
+        expected, found = (self.log_mel(audio) for audio in (segments.audio, made.view_as(segments.audio)))
+        return {
+            "held_out_nepers": audible_error(found, expected).item(),
+            "held_out_spectral": self.spectral_loss(made, segments.audio.flatten(0, 1)[:, None]).item(),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name).state_dict() for name in _LEARNING}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name in _LEARNING:
+            getattr(self, name).load_state_dict(state[name])
+
+    def export(self, folder: Path) -> None:
+        """Write `music_vocoder`."""
+        store(self.vocoder, self.config, folder / "music_vocoder")
+
+    def _mel(self, segments: Segments, rng: np.random.Generator) -> Tensor:
+        """What the vocoder is to hear of the segments, (B, 2, 128, T)."""
+        if self.through is None:
+            return segments.mel
+        with torch.no_grad():
+            latents = encode(self.through, segments.mel)
+            level = self.settings.latent_noise * float(rng.random())
+            noise = torch.randn(latents.shape, generator=torch_generator(rng))
+            return decode(self.through, latents + level * noise)
+
+    def _make(self, mel: Tensor) -> Tensor:
+        """Audio (2B, 1, N) of log-mel with context (B, 2, 128, T)."""
+        made: Tensor = self.vocoder(mel.flatten(0, 1), self.context, self.context + self.settings.frames)
+        return made
+
+    def _spectral(self, heard: Tensor, segments: Segments, real: Tensor) -> dict[str, Tensor]:
+        found, expected = (self.log_mel(audio) for audio in (heard.view_as(segments.audio), segments.audio))
+        return {"mel": mel_loss(found, expected), "spectral": self.spectral_loss(heard, real)}
+
+    def _contest(self, heard: Tensor, real: Tensor, step: int, progress: float) -> dict[str, Tensor]:
+        """Add what the discriminators say to the gradient of `heard`, and train them by one step."""
+        settings = self.settings
+        contest = self.discriminators(real, heard)
+        generator_loss = settings.feature_weight * contest.features + settings.disbelief_weight * contest.disbelief
+        (gradient,) = torch.autograd.grad(generator_loss, heard, retain_graph=True)
+        assert heard.grad is not None
+        heard.grad += gradient
+        set_learning_rate(self.opponent, learning_rate(settings.discriminator_rate, step, progress))
+        self.opponent.zero_grad(set_to_none=True)
+        contest.discriminators.backward(inputs=list(self.discriminators.parameters()))
+        self.opponent.step()
+        return {
+            "features": contest.features,
+            "disbelief": contest.disbelief,
+            "discriminators": contest.discriminators,
+        }
+
+
+_LEARNING = ("vocoder", "discriminators", "optimizer", "opponent")
+
+
+def _context(vocoder: Vocoder, frames: int) -> int:
+    """Frames on either side of so many: at least all that it hears, and in all a whole number of latent frames."""
+    return vocoder.halo + -(frames + 2 * vocoder.halo) % MEL_FRAMES_PER_LATENT // 2
+
+
+def started_vocoder(config: dict[str, Any], seed: int) -> Vocoder:
+    """A Vocoder with first weights; the backbone's blocks start as small additions."""
+    vocoder = build_vocoder(config)
+    start(vocoder, seed)
+    with torch.no_grad():
+        for name, parameter in vocoder.named_parameters():
+            if name.endswith(".gamma"):
+                parameter.fill_(1 / sum(vocoder.config.depths))
+    return vocoder
+
+
+def load_dcae(folder: Path) -> AutoencoderDC:
+    """The autoencoder of an exported folder, for inference. Raises CheckpointError if it is broken."""
+    dcae = build_dcae(read_config(folder / "music_dcae_f8c8"))
+    load_weights(dcae, folder / "music_dcae_f8c8")
+    return dcae.to(memory_format=torch.channels_last)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="made by python -m training.nano.codec_data")
+    parser.add_argument("--out", type=Path, required=True, help="state, log and, at the end, the weights")
+    parser.add_argument("--minutes", type=float, default=Plan.minutes, help="of training in all, over every run")
+    parser.add_argument("--steps", type=int, default=Plan.steps)
+    parser.add_argument("--through", type=Path, help="a folder that python -m training.nano.autoencoder has written")
+    options = parser.parse_args()
+    through = None if options.through is None else load_dcae(options.through)
+    trainer = VocoderTrainer(
+        CONFIG, Settings(), training_recordings(options.data), held_out_recordings(options.data), through
+    )
+    train(trainer, options.out, Plan(steps=options.steps, minutes=options.minutes))
+
+
+if __name__ == "__main__":
+    main()
