@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from acestep_engine.model.mel import LogMel, MelConfig
-from acestep_engine.params import MEL_HOP_SAMPLES, MODEL_SAMPLE_RATE_HZ
+from acestep_engine.params import MEL_HOP_SAMPLES
 from training.nano.compose import Wish, compose
 from training.nano.render import render
 
@@ -133,7 +133,7 @@ def main() -> None:
     amount = Amount(options.pieces, options.held_out_pieces, options.seconds)
     torch.set_num_threads(1)
     made = make_recordings(options.data, amount, partial(render_music, duration_s=options.seconds))
-    print(f"{made} pieces of {made * options.seconds / MODEL_SAMPLE_RATE_HZ * MODEL_SAMPLE_RATE_HZ:.0f} s rendered")
+    print(f"{made} pieces of {options.seconds:g} s rendered")
 
 
 if __name__ == "__main__":

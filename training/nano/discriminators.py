@@ -72,6 +72,7 @@ class Discriminators(nn.Module):
         super().__init__()
         periods = [PeriodDiscriminator(period) for period in PERIODS]
         self.judges = nn.ModuleList([*periods, *(ResolutionDiscriminator(size) for size in RESOLUTIONS)])
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
 
     def forward(self, real: Tensor, made: Tensor) -> Contest:
         """Recordings (B, 1, N) and what the vocoder made (B, 1, N), each loss a mean over all discriminators."""

@@ -147,7 +147,9 @@ def _save(folder: Path, trainer: Trainer, step: int, trained_s: float) -> None:
 
 def _log(folder: Path, step: int, trained_s: float, values: Mapping[str, float]) -> None:
     rounded = {name: float(f"{value:.5g}") for name, value in values.items()}
-    print(f"step {step:7d} {trained_s / 60:7.1f} min  " + "  ".join(f"{k} {v:g}" for k, v in rounded.items()), flush=True)
+    print(
+        f"step {step:7d} {trained_s / 60:7.1f} min  " + "  ".join(f"{k} {v:g}" for k, v in rounded.items()), flush=True
+    )
     with (folder / LOG_FILE).open("a") as file:
         file.write(json.dumps({"step": step, "minutes": round(trained_s / 60, 2), **rounded}) + "\n")
 

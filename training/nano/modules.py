@@ -13,7 +13,7 @@ WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 
 
 def start(module: nn.Module, seed: int) -> None:
-    """Give a module of the meta device its first weights: torch's own for its layers, one for scales, zero for biases."""
+    """Give a module of the meta device its first weights: torch's own for layers, one for scales, zero for biases."""
     module.to_empty(device="cpu")
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)

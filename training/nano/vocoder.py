@@ -89,7 +89,7 @@ class VocoderTrainer:
         self.vocoder = started_vocoder(config, settings.seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            self.discriminators = Discriminators().to(memory_format=torch.channels_last)
+            self.discriminators = Discriminators()
         self.log_mel, self.spectral_loss = LogMel(MelConfig()), SpectralLoss()
         self.optimizer = torch.optim.AdamW(self.vocoder.parameters(), betas=(0.8, 0.99), weight_decay=0.01, fused=True)
         self.opponent = torch.optim.AdamW(
