@@ -51,7 +51,8 @@ BRANCH_SCALE = 0.2  # of the residual branches, at first
 class Settings:
     """A step's batch is of short or of long segments, in turn: attention must not depend on the length of a song."""
 
-    batches: tuple[tuple[int, int], ...] = ((16, 128), (4, 512))  # (count, mel frames)
+    batches: tuple[tuple[int, int], ...] = ((8, 128), (2, 512))  # (count, mel frames)
+    judged: tuple[int, int] = (16, 512)  # (count, mel frames) to be judged by, and to take the latents' scale from
     highest_rate: float = 2e-3
     latent_noise: float = 0.25  # each segment's noise has a standard deviation of zero to this
     unit_weight: float = 2.0  # of the penalty on latents that are not of mean 0 and variance 1
@@ -94,7 +95,7 @@ class AutoencoderTrainer:
     @torch.no_grad()
     def judge(self) -> dict[str, float]:
         """The error on held-out recordings in nepers, as the engine computes it: float32, whole segments, no noise."""
-        mel = self.held_out.draw(step_generator(self.settings.seed, 2**40), 16, 512).mel
+        mel = self.held_out.draw(step_generator(self.settings.seed, 2**40), *self.settings.judged).mel
         latents = encode(self.dcae, mel)
         deviation, mean = torch.std_mean(latents, dim=(0, 2, 3))
         return {
@@ -113,7 +114,7 @@ class AutoencoderTrainer:
     @torch.no_grad()
     def export(self, folder: Path) -> None:
         """Write `music_dcae_f8c8`, its latents scaled to mean 0 and variance 1 per channel over the recordings."""
-        mel = self.recordings.draw(step_generator(self.settings.seed, 2**41), 32, 512).mel
+        mel = self.recordings.draw(step_generator(self.settings.seed, 2**41), *self.settings.judged).mel
         latents = torch.cat([encode(self.dcae, part) for part in mel.split(4)])
         deviation, mean = torch.std_mean(latents, dim=(0, 2, 3))
         dcae = deepcopy(self.dcae)

@@ -53,7 +53,6 @@ CONFIG: dict[str, Any] = {
     "n_mels": 128,
     "_class_name": "ADaMoSHiFiGANV1",
 }
-JUDGED_FRAMES = 64
 
 
 @dataclass(frozen=True)
@@ -62,6 +61,7 @@ class Settings:
 
     segments: int = 8
     frames: int = 32
+    judged: tuple[int, int] = (16, 64)  # (segments, mel frames)
     highest_rate: float = 1e-3
     discriminator_rate: float = 3e-4
     spectral_share: float = 0.35  # of the plan: after it the discriminators join
@@ -118,10 +118,11 @@ class VocoderTrainer:
     @torch.no_grad()
     def judge(self) -> dict[str, float]:
         """The error of the log-mel of what is made of held-out recordings, in nepers, and the spectral loss."""
-        context = _context(self.vocoder, JUDGED_FRAMES)
-        segments = self.held_out.draw(step_generator(self.settings.seed, 2**40), 16, JUDGED_FRAMES, context)
+        count, frames = self.settings.judged
+        context = _context(self.vocoder, frames)
+        segments = self.held_out.draw(step_generator(self.settings.seed, 2**40), count, frames, context)
         mel = segments.mel if self.through is None else decode(self.through, encode(self.through, segments.mel))
-        made = self.vocoder(mel.flatten(0, 1), context, context + JUDGED_FRAMES)
+        made = self.vocoder(mel.flatten(0, 1), context, context + frames)
         expected, found = (self.log_mel(audio) for audio in (segments.audio, made.view_as(segments.audio)))
         return {
             "held_out_nepers": audible_error(found, expected).item(),

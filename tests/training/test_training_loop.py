@@ -1,0 +1,72 @@
+"""A run of training is logged, stops when it is told to, and goes on where it stopped."""
+
+import json
+import os
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.training.codec import SMALL_DCAE
+from training.nano.autoencoder import AutoencoderTrainer, Settings
+from training.nano.codec_data import held_out_recordings, training_recordings
+from training.nano.loop import Plan, learning_rate, train
+
+SETTINGS = Settings(batches=((1, 16), (1, 32)), judged=(1, 32))
+
+
+class InterruptedTrainer(AutoencoderTrainer):
+    """A trainer whose process is asked to end during its third step."""
+
+    def step(self, step: int, progress: float) -> Mapping[str, float]:
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().step(step, progress)
+
+
+def trainer(recorded: Path, kind: type[AutoencoderTrainer] = AutoencoderTrainer) -> AutoencoderTrainer:
+    return kind(SMALL_DCAE, SETTINGS, training_recordings(recorded), held_out_recordings(recorded))
+
+
+def test_an_interrupted_run_ends_with_the_weights_of_one_that_was_not(recorded: Path, tmp_path: Path) -> None:
+    plan = Plan(steps=6, minutes=1e6)
+    whole, interrupted, resumed = (
+        trainer(recorded, kind) for kind in (AutoencoderTrainer, InterruptedTrainer, AutoencoderTrainer)
+    )
+
+    assert train(whole, tmp_path / "whole", plan) == 6
+    assert train(interrupted, tmp_path / "parts", plan) == 3
+    assert train(resumed, tmp_path / "parts", plan) == 6
+
+    for expected, found in zip(whole.dcae.parameters(), resumed.dcae.parameters(), strict=True):
+        assert torch.equal(expected, found)
+
+
+def test_after_a_run_signals_do_what_they_did_before(recorded: Path, tmp_path: Path) -> None:
+    train(trainer(recorded, InterruptedTrainer), tmp_path, Plan(steps=4))
+
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_losses_and_marks_are_logged_as_lines_of_json(recorded: Path, tmp_path: Path) -> None:
+    train(trainer(recorded), tmp_path, Plan(steps=4, log_every_steps=2, judge_every_steps=4))
+
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4, 4, 4]
+    assert all(line["loss"] > 0 for line in lines[:2])
+    assert all(line["held_out_nepers"] > 0 for line in lines[2:])
+
+
+def test_a_run_ends_once_it_has_taken_its_minutes(recorded: Path, tmp_path: Path) -> None:
+    assert train(trainer(recorded), tmp_path, Plan(minutes=1e-9)) == 1
+    assert train(trainer(recorded), tmp_path, Plan(minutes=1e-9)) == 1  # over all runs
+
+
+def test_the_learning_rate_rises_and_falls(recorded: Path) -> None:
+    assert learning_rate(1.0, 0, 0.0) == pytest.approx(1 / 200)
+    assert learning_rate(1.0, 1000, 0.0) == pytest.approx(1.0)
+    assert learning_rate(1.0, 1000, 0.5) == pytest.approx(0.51)
+    assert learning_rate(1.0, 1000, 1.0) == pytest.approx(0.02)
