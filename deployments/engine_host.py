@@ -22,7 +22,7 @@ from acestep_engine.params import AdapterLimits, GenerationParams, ModelSpec, Pr
 from acestep_engine.requests import Decoded, Failed, Finished, Inputs, Moved
 from deployments.adapter_queue import AdapterQueue
 from deployments.cpus import available_cpus
-from deployments.failures import GpuMemoryError, ReplicaBrokenError, SharedStepError
+from deployments.failures import GpuMemoryError, SharedStepError
 from deployments.messages import ReplicaState
 
 logger = logging.getLogger("ray.serve")
@@ -55,12 +55,20 @@ class EngineHost:
 
     Calls begin in the order they came. One for another model, or a `load` of one, waits until the engine has nothing to
     do, and all that came after it wait as well. One whose adapter has to be loaded holds nobody up.
+    `on_gpu_lost` runs in the engine's thread when the GPU will answer nothing any more.
     """
 
-    def __init__(self, device: str | None, download_to: str | None, adapter_limits: AdapterLimits) -> None:
+    def __init__(
+        self,
+        device: str | None,
+        download_to: str | None,
+        adapter_limits: AdapterLimits,
+        on_gpu_lost: Callable[[], None],
+    ) -> None:
         self._device = device
         self._download_to = download_to
         self._adapter_limits = adapter_limits
+        self._on_gpu_lost = on_gpu_lost
         self._engine: Engine | None = None
         self._running: dict[str, Call] = {}  # in the engine
         self._wake = threading.Condition()
@@ -69,7 +77,6 @@ class EngineHost:
         self._aborted: set[str] = set()
         self._closed = False
         self.steps = 0  # that the engine has done
-        self.broken: str | None = None  # why the GPU answers nothing any more
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
 
@@ -232,13 +239,12 @@ class EngineHost:
                     call.end.set_exception(self._judge(event.error))
 
     def _judge(self, error: BaseException) -> BaseException:
-        """What to tell the caller. Remembers if the GPU is lost: then every later call of CUDA fails as well."""
+        """What to tell the caller."""
         if isinstance(error, torch.OutOfMemoryError):
             return GpuMemoryError("the song does not fit the GPU's memory: ask for a shorter one")
         if isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error):
-            self.broken = str(error)
-            logger.error("the GPU is lost, this replica will be replaced: %s", error)
-            return ReplicaBrokenError("the GPU is lost")
+            logger.error("the GPU is lost, and with it this process, because every later call of CUDA fails: %s", error)
+            self._on_gpu_lost()
         return error
 
     def _engine_for(self, spec: ModelSpec) -> Engine:

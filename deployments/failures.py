@@ -22,8 +22,7 @@ class RenderError(Exception):
 
     RenderError
     ├── GpuMemoryError       the song does not fit the memory, not even alone and after freeing all that can be freed
-    ├── SharedStepError      a step that it shared with other songs failed; another attempt may do better
-    └── ReplicaBrokenError   the GPU answers nothing any more; another replica must do it
+    └── SharedStepError      a step that it shared with other songs failed; another attempt may do better
     """
 
 
@@ -31,9 +30,6 @@ class GpuMemoryError(RenderError): ...
 
 
 class SharedStepError(RenderError): ...
-
-
-class ReplicaBrokenError(RenderError): ...
 
 
 @dataclass(frozen=True)
@@ -70,7 +66,7 @@ def is_replica_loss(cause: BaseException) -> bool:
     """Whether the replica, its node or what it held is gone, so that another one may do better."""
     if isinstance(cause, RayTaskError):
         return False
-    return isinstance(cause, RayError | RayServeException | SharedStepError | ReplicaBrokenError)
+    return isinstance(cause, RayError | RayServeException | SharedStepError)
 
 
 def explain(cause: BaseException) -> Failure | None:

@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import itertools
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -23,7 +24,6 @@ from acestep_engine.conditioning import Conditioning
 from acestep_engine.encode import AudioEncoder
 from acestep_engine.params import OUTPUT_SAMPLE_RATE_HZ, AdapterLimits, ModelSpec, Progress
 from acestep_engine.requests import Decoded, Finished, Inputs, Latents
-from deployments.failures import ReplicaBrokenError
 from deployments.messages import JOB_MANAGER, ByteArray, Heartbeat, Rendered, RenderJob, is_latents
 
 if TYPE_CHECKING:  # they take seconds to import, and only the replica needs them
@@ -34,7 +34,6 @@ PROGRESS_PER_S = 20  # of all calls of a replica together
 HEARTBEAT_S = 5.0  # of a call with nothing to tell: paused for others, say
 REPORT_INTERVAL_S = 1.0
 REPORT_TIMEOUT_S = 5.0
-REPLACEMENT_HEARTBEATS = 12  # for longer than Serve takes to replace a replica whose health check fails
 FILE_THREADS = 2  # that read and write audio files beside the engine's own thread
 
 logger = logging.getLogger("ray.serve")
@@ -158,7 +157,7 @@ class Generator:
 
         Parts of the encoded file come in between as soon as they are decoded; all of them, joined, are the file.
         `target` is what a song is edited to, `source` an audio file or latents. Cancelling aborts within one step.
-        Raises EngineError, GpuMemoryError, or ReplicaBrokenError.
+        Raises EngineError or GpuMemoryError.
         """
         from deployments.engine_host import Call
 
@@ -189,12 +188,6 @@ class Generator:
                 yield part
             yield await self._in_thread(file.finish)
             yield self._rendered(finished, file, spec)
-        except ReplicaBrokenError:
-            # Answering, or falling silent, would send the caller back here. Serve replaces this replica meanwhile.
-            for _ in range(REPLACEMENT_HEARTBEATS):
-                yield Heartbeat(self._host.steps)
-                await asyncio.sleep(HEARTBEAT_S)
-            raise
         finally:
             self._calls -= 1
             self._host.abort(call)
@@ -208,11 +201,6 @@ class Generator:
             await asyncio.wrap_future(self._host.load(spec))
         finally:
             await self._report()
-
-    def check_health(self) -> None:
-        """Serve calls this again and again, and replaces the replica once it raises."""
-        if self._host.broken is not None:
-            raise ReplicaBrokenError(self._host.broken)
 
     def __del__(self) -> None:
         if hasattr(self, "_reporting"):
@@ -264,7 +252,13 @@ class Generator:
 def _make_host(device: str | None, download_to: str | None, adapter_limits: AdapterLimits) -> "EngineHost":
     from deployments.engine_host import EngineHost  # takes seconds, and only the replica needs it
 
-    return EngineHost(device, download_to, adapter_limits)
+    return EngineHost(device, download_to, adapter_limits, on_gpu_lost=_end_process)
+
+
+def _end_process() -> None:
+    """Callers see it at once, and Serve starts another; an answer or a failed health check would take far longer."""
+    logging.shutdown()
+    os._exit(1)
 
 
 def _teller_of_adapters(limits: AdapterLimits) -> Callable[[str], Awaitable[str]]:

@@ -27,7 +27,7 @@ TIMEOUT_S = 60.0
 
 @pytest.fixture(scope="module")
 def host() -> Iterator[EngineHost]:
-    host = EngineHost("cpu", None, AdapterLimits(most=2))
+    host = EngineHost("cpu", None, AdapterLimits(most=2), on_gpu_lost=lambda: None)
     host.load(SPEC).result(TIMEOUT_S)
     yield host
     host.close()
