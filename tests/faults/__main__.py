@@ -3,10 +3,18 @@
 import argparse
 import sys
 
-from tests.faults import disks, inside, load, nodes, processes, stores
+from tests.faults import disks, inside, load, nodes, processes, scaling, stores
 from tests.faults.campaign import HEAD, run
 
-FAULTS = [*processes.FAULTS, *disks.FAULTS, *inside.FAULTS, *stores.FAULTS, *nodes.FAULTS, *load.FAULTS]
+FAULTS = [
+    *processes.FAULTS,
+    *disks.FAULTS,
+    *inside.FAULTS,
+    *stores.FAULTS,
+    *nodes.FAULTS,
+    *scaling.FAULTS,
+    *load.FAULTS,
+]
 
 
 def main() -> int:

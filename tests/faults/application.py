@@ -6,11 +6,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import yaml
 
@@ -28,6 +28,10 @@ class Application:
     All processes below the one that stages the faults are taken for its own: there is one application at a time.
     """
 
+    command: ClassVar[Sequence[str]] = (sys.executable, "-m", "serve_app.cli")
+    ready: ClassVar[str] = "ACE-Step is ready"  # what it logs once it can be used
+    declared: ClassVar[Mapping[str, Any]] = {}  # of the application in the configuration file, beside its settings
+
     def __init__(
         self, folder: Path, settings: Mapping[str, Any] | None = None, environment: Mapping[str, str] | None = None
     ) -> None:
@@ -42,7 +46,7 @@ class Application:
         arguments = {"model": "nano", "state_dir": str(self.state), "output_dir": str(self.outputs)} | dict(
             settings or {}
         )
-        application = {"name": NAME, "import_path": "serve_app.app:build_app", "args": arguments}
+        application = {"name": NAME, "import_path": "serve_app.app:build_app", "args": arguments} | dict(self.declared)
         http = {"host": "127.0.0.1", "port": self._port}
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "serve_config.yaml").write_text(yaml.safe_dump({"http_options": http, "applications": [application]}))
@@ -83,11 +87,9 @@ class Application:
         if "RAY_ADDRESS" not in self._environment:
             environment.pop("RAY_ADDRESS", None)
         with self.log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "serve_app.cli"], cwd=self.folder, env=environment, stdout=log, stderr=log
-            )
+            self._process = subprocess.Popen(self.command, cwd=self.folder, env=environment, stdout=log, stderr=log)
         deadline = time.monotonic() + START_TIMEOUT_S
-        while "ACE-Step is ready" not in self.log.read_text(errors="replace"):
+        while self.ready not in self.log.read_text(errors="replace"):
             if self._process.poll() is not None or time.monotonic() > deadline:
                 return False
             time.sleep(0.1)

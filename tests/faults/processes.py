@@ -15,6 +15,7 @@ from tests.faults.ledger import LONG, SHORT, in_parallel, step_of
 
 LEASE_S = 10.0
 WINDOW_POLL_S = 0.001
+PRIORITIES = (5,) * 8 + (5, 2, 9, 5, 7, 2, 9, 5)  # of jobs in the order they are submitted; eight run at once
 
 
 @contextmanager
@@ -139,8 +140,25 @@ def everything_killed_and_started_again(stage: Stage) -> float:
     stage.application.start()
     stage.ledger.until_running(running)
     recovery_s = time.monotonic() - started_at
-    order = [stage.ledger.until(one, lambda status: status["outcome"] is not None) for one in waiting]
-    assert [status["outcome"] for status in order] == ["completed"] * 4
+    assert [stage.ledger.until_ended(one) for one in waiting] == ["completed"] * 4
+    return recovery_s
+
+
+def queue_keeps_its_order(stage: Stage) -> float:
+    """More jobs wait than may run at a time; those that had not begun begin in the order they would have had."""
+    jobs = [stage.ledger.submit(LONG, infer_step=30, priority=priority) for priority in PRIORITIES]
+    stage.ledger.until_running(jobs[0])
+    before = {one: stage.ledger.status(one)["position"] for one in jobs}
+    stage.application.kill_everything()
+    started_at = time.monotonic()
+    stage.application.start()
+    stage.ledger.until_running(jobs[0])
+    recovery_s = time.monotonic() - started_at
+    assert [stage.ledger.until_ended(one) for one in jobs] == ["completed"] * len(jobs)
+    waited = sorted((one for one in jobs if before[one] is not None), key=lambda one: before[one])
+    began = sorted(waited, key=lambda one: stage.ledger.status(one)["started_at"])
+    assert len(waited) > 2, before
+    assert began == waited, f"{[before[one] for one in began]} is the order in which the places of the queue began"
     return recovery_s
 
 
@@ -254,5 +272,6 @@ FAULTS = [
     Fault("Generator frozen for good", generator_frozen_for_good, one_machine, times=1),
     Fault("cancel to free slot", cancel_to_free_slot, one_machine, is_fast=True),
     Fault("SIGTERM, then started again", told_to_stop_and_started_again, one_machine, times=2),
+    Fault("every process killed: the queue's order", queue_keeps_its_order, one_machine, times=1),
     Fault("every process killed, then started again", everything_killed_and_started_again, one_machine, times=2),
 ]
