@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 from tests.faults.application import Application
@@ -15,6 +16,7 @@ from tests.faults.ledger import LONG, SHORT, in_parallel, step_of
 
 LEASE_S = 10.0
 WINDOW_POLL_S = 0.001
+TOGETHER_S = 0.2  # jobs that begin within so little time begin at once
 PRIORITIES = (5,) * 8 + (5, 2, 9, 5, 7, 2, 9, 5)  # of jobs in the order they are submitted; eight run at once
 
 
@@ -156,9 +158,9 @@ def queue_keeps_its_order(stage: Stage) -> float:
     recovery_s = time.monotonic() - started_at
     assert [stage.ledger.until_ended(one) for one in jobs] == ["completed"] * len(jobs)
     waited = sorted((one for one in jobs if before[one] is not None), key=lambda one: before[one])
-    began = sorted(waited, key=lambda one: stage.ledger.status(one)["started_at"])
+    began = [stage.ledger.status(one)["started_at"] for one in waited]
     assert len(waited) > 2, before
-    assert began == waited, f"{[before[one] for one in began]} is the order in which the places of the queue began"
+    assert all(later > earlier - TOGETHER_S for earlier, later in pairwise(began)), f"in order they began at {began}"
     return recovery_s
 
 

@@ -48,7 +48,9 @@ def four_gpus(folder: Path) -> Iterator[Application]:
             "downscale_delay_s": DELAY_S,
             "graceful_shutdown_timeout_s": 120,
         }
-        with ScaledApplication(folder, {"generator": generator}, {"RAY_ADDRESS": cluster.address}) as application:
+        # Four replicas share the cores of one machine: their threads must not spin while they wait for each other.
+        environment = {"RAY_ADDRESS": cluster.address, "OMP_WAIT_POLICY": "passive"}
+        with ScaledApplication(folder, {"generator": generator}, environment) as application:
             yield application
     finally:
         cluster.shutdown()
