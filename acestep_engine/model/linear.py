@@ -15,7 +15,8 @@ def project(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     processors, where the product that `F.linear` calls may run at half its speed.
     """
     plain = not ONEDNN or x.device.type != "cpu" or x.dtype != torch.float32 or torch.compiler.is_compiling()
-    if plain or x.numel() * weight.shape[0] < SMALL_PRODUCT:
+    learning = torch.is_grad_enabled() and weight.requires_grad  # the product below has no gradient
+    if plain or learning or x.numel() * weight.shape[0] < SMALL_PRODUCT:
         return F.linear(x, weight, bias)
     # Private, but what torch's own compiler emits for a linear layer; the torch version is pinned.
     product: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")

@@ -1,0 +1,123 @@
+"""Rendered pieces as latents on disk, with what may be said of each, for the transformer.
+
+`python -m training.nano.latents --autoencoder CHECKPOINT --data DIR` renders and encodes what is still missing.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from acestep_engine.model.autoencoder import LATENT_CHANNELS, LATENT_HEIGHT, MusicAutoencoder
+from acestep_engine.params import MODEL_SAMPLE_RATE_HZ
+from training.nano.compose import Wish, compose
+from training.nano.render import render
+from training.nano.words import caption
+
+CAPTIONS = 12  # of each piece, to draw from
+SHARD_PIECES = 50
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Pieces `[first, first + SHARD_PIECES)`, all of one length."""
+
+    first: int
+    duration_s: float
+    folder: Path
+
+    @property
+    def latents(self) -> Path:
+        return self.folder / f"{self.first:08d}.npy"
+
+    @property
+    def captions(self) -> Path:
+        return self.folder / f"{self.first:08d}.json"
+
+
+class LatentClips:
+    """What was encoded so far: float16 latents in memory, and captions. Raises ValueError if there is nothing."""
+
+    def __init__(self, folder: Path) -> None:
+        self._pieces: list[npt.NDArray[np.float16]] = []
+        self._captions: list[list[str]] = []
+        for file in sorted(folder.glob("*.npy")):
+            self._pieces += list(np.load(file))
+            self._captions += json.loads(file.with_suffix(".json").read_text())
+        if not self._pieces:
+            raise ValueError(f"{folder} holds no latents; python -m training.nano.latents makes them")
+
+    def __len__(self) -> int:
+        return len(self._pieces)
+
+    def crop(self, index: int, frames: int, first: int | None, draw: np.random.Generator) -> npt.NDArray[np.float16]:
+        """(8, 16, frames) of a piece, from frame `first` on or, without one, from anywhere."""
+        piece = self._pieces[index]
+        if first is None:
+            first = int(draw.integers(piece.shape[-1] - frames + 1))
+        return piece[..., first : first + frames]
+
+    def caption(self, index: int, draw: np.random.Generator) -> str:
+        """One of a piece's captions."""
+        captions = self._captions[index]
+        return captions[int(draw.integers(len(captions)))]
+
+    def all_captions(self) -> Iterator[str]:
+        for captions in self._captions:
+            yield from captions
+
+
+def make_latents(autoencoder: Path, shards: list[Shard], processes: int = 2) -> None:
+    """Render and encode the shards that are missing, in processes of one thread each."""
+    missing = [shard for shard in shards if not shard.latents.exists()]
+    for folder in {shard.folder for shard in missing}:
+        folder.mkdir(parents=True, exist_ok=True)
+    jobs = [(autoencoder, shard) for shard in missing]
+    with get_context("spawn").Pool(processes) as pool:
+        for done, shard in enumerate(pool.imap_unordered(_make_shard, jobs), 1):
+            print(f"{done} of {len(jobs)} shards: {shard.latents.name}", flush=True)
+
+
+def _make_shard(job: tuple[Path, Shard]) -> Shard:
+    folder, shard = job
+    torch.set_num_threads(1)
+    autoencoder = MusicAutoencoder.load(folder, torch.device("cpu"), torch.float32)
+    latents, captions = [], []
+    for seed in range(shard.first, shard.first + SHARD_PIECES):
+        piece = compose(seed, Wish(duration_s=shard.duration_s))
+        audio = torch.from_numpy(render(piece))
+        latents.append(autoencoder.encode(audio, MODEL_SAMPLE_RATE_HZ).numpy().astype(np.float16))
+        draw = np.random.default_rng(seed)
+        captions.append([caption(piece, draw) for _ in range(CAPTIONS)])
+    assert latents[0].shape[:2] == (LATENT_CHANNELS, LATENT_HEIGHT)
+    shard.captions.write_text(json.dumps(captions))
+    partial = shard.latents.with_suffix(".partial")
+    with partial.open("wb") as file:
+        np.save(file, np.stack(latents))
+    os.replace(partial, shard.latents)
+    return shard
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--autoencoder", type=Path, required=True, help="a folder with music_dcae_f8c8 and music_vocoder"
+    )
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--pieces", type=int, default=8000)
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--seconds", type=float, default=20.0)
+    options = parser.parse_args()
+    firsts = range(options.first, options.first + options.pieces, SHARD_PIECES)
+    make_latents(options.autoencoder, [Shard(first, options.seconds, options.data) for first in firsts])
+
+
+if __name__ == "__main__":
+    main()
