@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderDC
+from diffusers.models.autoencoders.autoencoder_dc import DCDownBlock2d, DCUpBlock2d, EfficientViTBlock, ResBlock
 from torch import Tensor
 
 from acestep_engine.model.autoencoder import LATENT_SCALE, LATENT_SHIFT, MEL_MAX, MEL_MIN, build_dcae
@@ -91,6 +92,12 @@ class AutoencoderTrainer:
         with torch.no_grad():
             nepers = audible_error(found, mel)
         return {"loss": error.item(), "nepers": nepers.item(), "unit": unit.item(), "gradient": norm.item()}
+
+    def compile(self) -> None:
+        """Fuse what the blocks compute: a third less time for each step, after a minute or two for the first ones."""
+        for module in self.dcae.modules():
+            if isinstance(module, ResBlock | EfficientViTBlock | DCUpBlock2d | DCDownBlock2d):
+                module.compile(dynamic=False)
 
     @torch.no_grad()
     def judge(self) -> dict[str, float]:
@@ -173,6 +180,7 @@ def main() -> None:
     trainer = AutoencoderTrainer(
         CONFIG, Settings(), training_recordings(options.data), held_out_recordings(options.data)
     )
+    trainer.compile()
     train(trainer, options.out, Plan(steps=options.steps, minutes=options.minutes))
 
 

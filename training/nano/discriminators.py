@@ -31,7 +31,7 @@ class PeriodDiscriminator(nn.Module):
     def __init__(self, period: int) -> None:
         super().__init__()
         self.period = period
-        widths = (1, 16, 32, 64, 64)
+        widths = (1, 8, 24, 48, 64)
         strides = (3, 3, 3, 1)
         self.convs = nn.ModuleList(
             nn.Conv2d(before, after, (5, 1), (stride, 1), (2, 0))
@@ -53,7 +53,7 @@ class ResolutionDiscriminator(nn.Module):
     def __init__(self, size: int) -> None:
         super().__init__()
         self.register_buffer("window", torch.hann_window(size), persistent=False)
-        shapes = ((1, 16, 9, (2, 1)), (16, 32, 5, (2, 1)), (32, 32, 5, (2, 2)), (32, 32, 3, (1, 1)))
+        shapes = ((1, 8, 9, (2, 1)), (8, 24, 5, (2, 1)), (24, 32, 5, (2, 2)), (32, 32, 3, (1, 1)))
         self.convs = nn.ModuleList(
             nn.Conv2d(before, after, (height, 3), stride, (height // 2, 1)) for before, after, height, stride in shapes
         )
@@ -78,7 +78,8 @@ class Discriminators(nn.Module):
         """Recordings (B, 1, N) and what the vocoder made (B, 1, N), each loss a mean over all discriminators."""
         own, features, disbelief = [], [], []
         for judge in self.judges:
-            layers = [layer.float() for layer in judge(torch.cat([real, made]))]
+            with torch.autocast(real.device.type, torch.bfloat16):
+                layers = judge(torch.cat([real, made]))
             believed, suspected = layers[-1].chunk(2)
             own.append((believed - 1).square().mean() + suspected.square().mean())
             disbelief.append((suspected - 1).square().mean())
@@ -92,10 +93,10 @@ def _features(image: Tensor, convs: nn.ModuleList, verdict: nn.Conv2d) -> list[T
     for conv in convs:
         x = F.leaky_relu(conv(x), SLOPE)
         layers.append(x)
-    return [*layers, verdict(x)]
+    return [*layers, verdict(x).float()]
 
 
 def _distance(real: Tensor, made: Tensor) -> Tensor:
     """L1, as a share of what the real one's features are: layers of any scale count alike."""
     real = real.detach()
-    return (made - real).abs().mean() / (real.abs().mean() + 1e-6)
+    return F.l1_loss(made, real).float() / (real.abs().mean().float() + 1e-6)

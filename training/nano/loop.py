@@ -10,7 +10,7 @@ import signal
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -77,13 +77,14 @@ def train(trainer: Trainer, folder: Path, plan: Plan) -> int:
             if step % plan.log_every_steps == 0:
                 _log(folder, step, trained_s, losses.take())
             if step % plan.judge_every_steps == 0:
-                _log(folder, step, trained_s, trainer.judge())
+                _log(folder, step, trained_s, _judge(trainer))
             if time.monotonic() - saved_at > plan.save_every_s:
                 _save(folder, trainer, step, trained_s)
                 saved_at = time.monotonic()
         _save(folder, trainer, step, trained_s)
-        trainer.export(folder)
-        _log(folder, step, trained_s, trainer.judge())
+        with _uncompiled():
+            trainer.export(folder)
+        _log(folder, step, trained_s, _judge(trainer))
     return step
 
 
@@ -134,6 +135,17 @@ class _Means:
         self._values.clear()
         self._began = time.monotonic()
         return means
+
+
+def _judge(trainer: Trainer) -> Mapping[str, float]:
+    with _uncompiled():
+        return trainer.judge()
+
+
+def _uncompiled() -> AbstractContextManager[None]:
+    """What happens seldom, in other shapes than the steps, is not worth compiling."""
+    stance: AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 def _progress(plan: Plan, step: int, trained_s: float) -> float:

@@ -18,7 +18,7 @@ from acestep_engine.model.autoencoder import build_dcae, build_vocoder
 from acestep_engine.model.json_files import read_config
 from acestep_engine.model.loading import load_weights
 from acestep_engine.model.mel import LogMel, MelConfig
-from acestep_engine.model.vocoder import Vocoder
+from acestep_engine.model.vocoder import ConvNeXtBlock, ResBlock, Vocoder
 from acestep_engine.params import MEL_FRAMES_PER_LATENT
 from training.nano.autoencoder import decode, encode
 from training.nano.codec_data import Recordings, Segments, held_out_recordings, training_recordings
@@ -59,7 +59,7 @@ CONFIG: dict[str, Any] = {
 class Settings:
     """A step hears `segments` stereo segments, which are twice as many sounds, of `frames` mel frames each."""
 
-    segments: int = 8
+    segments: int = 4
     frames: int = 32
     judged: tuple[int, int] = (16, 64)  # (segments, mel frames)
     highest_rate: float = 1e-3
@@ -102,11 +102,14 @@ class VocoderTrainer:
         rng = step_generator(settings.seed, step)
         segments = self.recordings.draw(rng, settings.segments, settings.frames, self.context)
         real = segments.audio.flatten(0, 1)[:, None]  # (2B, 1, N)
-        made = self._make(self._mel(segments, rng))
+        contested = progress >= settings.spectral_share
+        # float32 once they join: they hear the noise of bfloat16, 54 dB below the sound, and would tell by nothing else
+        with torch.autocast("cpu", torch.bfloat16, enabled=not contested):
+            made = self._make(self._mel(segments, rng)).float()
         heard = made.detach().requires_grad_()  # so that both sides of the contest share one pass
         losses = self._spectral(heard, segments, real)
         (settings.mel_weight * losses["mel"] + settings.spectral_weight * losses["spectral"]).backward()
-        if progress >= settings.spectral_share:
+        if contested:
             losses |= self._contest(heard, real, step, progress)
         set_learning_rate(self.optimizer, learning_rate(settings.highest_rate, step, progress))
         self.optimizer.zero_grad(set_to_none=True)
@@ -114,6 +117,12 @@ class VocoderTrainer:
         losses["gradient"] = torch.nn.utils.clip_grad_norm_(self.vocoder.parameters(), 10.0)
         self.optimizer.step()
         return {name: value.item() for name, value in losses.items()}
+
+    def compile(self) -> None:
+        """Fuse what the blocks compute: a fifth less time for each step, after a minute or two for the first ones."""
+        for module in self.vocoder.modules():
+            if isinstance(module, ResBlock | ConvNeXtBlock):
+                module.compile(dynamic=False)
 
     @torch.no_grad()
     def judge(self) -> dict[str, float]:
@@ -216,6 +225,7 @@ def main() -> None:
     trainer = VocoderTrainer(
         CONFIG, Settings(), training_recordings(options.data), held_out_recordings(options.data), through
     )
+    trainer.compile()
     train(trainer, options.out, Plan(steps=options.steps, minutes=options.minutes))
 
 
