@@ -36,7 +36,9 @@ def ray_cluster() -> Iterator[None]:
     import ray
     from ray import serve
 
-    ray.init(num_cpus=2, num_gpus=0, include_dashboard=False, object_store_memory=300 * 2**20, log_to_driver=False)
+    ray.init(
+        "local", num_cpus=2, num_gpus=0, include_dashboard=False, object_store_memory=300 * 2**20, log_to_driver=False
+    )
     yield
     serve.shutdown()
     with warnings.catch_warnings():

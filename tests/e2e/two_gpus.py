@@ -17,7 +17,9 @@ from serve_app.settings import GeneratorSettings, Settings
 
 
 def main(state: Path) -> None:
-    ray.init(num_cpus=1, num_gpus=2, include_dashboard=False, object_store_memory=200 * 2**20, log_to_driver=False)
+    ray.init(
+        "local", num_cpus=1, num_gpus=2, include_dashboard=False, object_store_memory=200 * 2**20, log_to_driver=False
+    )
     serve.start(proxy_location="Disabled")
     settings = Settings(
         model="nano", state_dir=state, output_dir=state, generator=GeneratorSettings(min_replicas=2, use_gpu=True)

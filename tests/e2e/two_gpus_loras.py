@@ -26,7 +26,9 @@ SONG = GenerationParams("piano", "", 1.0, seed=7, steps=2, guidance_scale=1.0)
 
 
 def main(folder: Path) -> None:
-    ray.init(num_cpus=2, num_gpus=2, include_dashboard=False, object_store_memory=200 * 2**20, log_to_driver=False)
+    ray.init(
+        "local", num_cpus=2, num_gpus=2, include_dashboard=False, object_store_memory=200 * 2**20, log_to_driver=False
+    )
     serve.start(proxy_location="Disabled")
     settings = Settings(
         model="nano",
