@@ -26,7 +26,7 @@ from serve_app.settings import JobSettings, Settings
 
 MANY_REQUESTS = 10_000  # the JobManager bounds its queue itself; Serve's default of 5 would be a bottleneck
 JOB_MANAGER_GRACE_S = 10.0  # its jobs run in its next life
-HEALTH_CHECK_PERIOD_S = 5.0
+HEALTH_CHECK_PERIOD_S = 1.0  # a replica that died is replaced from its next check on
 HEALTH_CHECK_TIMEOUT_S = 10.0  # three in a row, and a Generator that is frozen is replaced
 LOOK_BACK_S = 15.0  # Serve wants it over its own 10 s between reports
 SONGS_PER_REPLICA = 2  # on average, before Serve adds a replica: each song more makes the others of a GPU slower
@@ -73,12 +73,14 @@ def build_app(settings: Settings) -> Application:
         max_ongoing_requests=MANY_REQUESTS,
         ray_actor_options={"num_cpus": 0},
         graceful_shutdown_timeout_s=JOB_MANAGER_GRACE_S,
+        health_check_period_s=HEALTH_CHECK_PERIOD_S,
         logging_config=quiet,
     )
     ingress_deployment: Any = Ingress  # the decorator made a deployment of the class, unknown to its types
     ingress = ingress_deployment.options(
         num_replicas=settings.ingress_replicas,
         ray_actor_options={"num_cpus": 0},
+        health_check_period_s=HEALTH_CHECK_PERIOD_S,
         logging_config=quiet,  # it writes its own line for each request
     )
     return ingress.bind(resolved, job_manager.bind(config, generator, text_encoder))
@@ -123,6 +125,7 @@ def _text_encoder(settings: Settings, placement: Placement, models: Models, logg
         num_replicas=encoder.replicas,
         max_ongoing_requests=MANY_REQUESTS,
         ray_actor_options={"num_cpus": 0, "num_gpus": placement.text_encoder_gpus},
+        health_check_period_s=HEALTH_CHECK_PERIOD_S,
         logging_config=logging,
     )
     return deployment.bind(
