@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help serve test test-all test-faults check format bench clean
+.PHONY: help serve test test-all test-faults check format bench eval-nano clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -41,6 +41,9 @@ format: $(STAMP)  ## Format the code
 
 bench: $(STAMP)  ## Print the benchmark tables
 	$(BIN)/python -m benchmarks
+
+eval-nano: $(STAMP)  ## Measure the nano model against what it must hold (a quarter of an hour; the first time more)
+	$(BIN)/python -m training.nano.evaluate --model nano
 
 clean:  ## Remove the environment and all caches
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
