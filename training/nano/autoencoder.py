@@ -16,7 +16,10 @@ from diffusers import AutoencoderDC
 from diffusers.models.autoencoders.autoencoder_dc import DCDownBlock2d, DCUpBlock2d, EfficientViTBlock, ResBlock
 from torch import Tensor
 
+from acestep_engine.checkpoint import AUTOENCODER
 from acestep_engine.model.autoencoder import LATENT_SCALE, LATENT_SHIFT, MEL_MAX, MEL_MIN, build_dcae
+from acestep_engine.model.json_files import read_config
+from acestep_engine.model.loading import load_weights
 from training.nano.codec_data import Recordings, held_out_recordings, training_recordings
 from training.nano.codec_losses import audible_error, mel_loss
 from training.nano.loop import Plan, learning_rate, set_learning_rate, step_generator, torch_generator, train
@@ -126,7 +129,7 @@ class AutoencoderTrainer:
         deviation, mean = torch.std_mean(latents, dim=(0, 2, 3))
         dcae = deepcopy(self.dcae)
         standardise(dcae, mean, deviation)
-        store(dcae, self.config, folder / "music_dcae_f8c8")
+        store(dcae, self.config, folder / AUTOENCODER)
 
 
 def started_dcae(config: dict[str, Any], seed: int) -> AutoencoderDC:
@@ -168,6 +171,13 @@ def decode(dcae: AutoencoderDC, latents: Tensor) -> Tensor:
     raw = latents / LATENT_SCALE + LATENT_SHIFT
     image: Tensor = dcae.decoder(raw.contiguous(memory_format=torch.channels_last))
     return (image.float() * 0.5 + 0.5) * (MEL_MAX - MEL_MIN) + MEL_MIN
+
+
+def load_dcae(folder: Path) -> AutoencoderDC:
+    """The autoencoder of an exported folder, for inference. Raises CheckpointError if it is broken."""
+    dcae = build_dcae(read_config(folder / AUTOENCODER))
+    load_weights(dcae, folder / AUTOENCODER)
+    return dcae.to(memory_format=torch.channels_last)
 
 
 def main() -> None:

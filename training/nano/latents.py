@@ -1,6 +1,6 @@
 """Rendered pieces as latents on disk, with what may be said of each, for the transformer.
 
-`python -m training.nano.latents --autoencoder CHECKPOINT --data DIR` renders and encodes what is still missing.
+`python -m training.nano.latents --autoencoder DIR --data DIR` renders and encodes what is still missing.
 """
 
 import argparse
@@ -14,9 +14,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 
-from acestep_engine.model.autoencoder import LATENT_CHANNELS, LATENT_HEIGHT, MusicAutoencoder
-from acestep_engine.params import MODEL_SAMPLE_RATE_HZ
+from acestep_engine.model.autoencoder import LATENT_CHANNELS, LATENT_HEIGHT, SAMPLES_PER_LATENT
+from acestep_engine.model.mel import LogMel, MelConfig
+from training.nano.autoencoder import encode, load_dcae
 from training.nano.compose import Wish, compose
 from training.nano.render import render
 from training.nano.words import caption
@@ -88,12 +90,14 @@ def make_latents(autoencoder: Path, shards: list[Shard], processes: int = 2) -> 
 def _make_shard(job: tuple[Path, Shard]) -> Shard:
     folder, shard = job
     torch.set_num_threads(1)
-    autoencoder = MusicAutoencoder.load(folder, torch.device("cpu"), torch.float32)
+    dcae, log_mel = load_dcae(folder), LogMel(MelConfig())
     latents, captions = [], []
     for seed in range(shard.first, shard.first + SHARD_PIECES):
         piece = compose(seed, Wish(duration_s=shard.duration_s))
         audio = torch.from_numpy(render(piece))
-        latents.append(autoencoder.encode(audio, MODEL_SAMPLE_RATE_HZ).numpy().astype(np.float16))
+        mel = log_mel(F.pad(audio, (0, -audio.shape[1] % SAMPLES_PER_LATENT)))
+        with torch.inference_mode():
+            latents.append(encode(dcae, mel[None])[0].numpy().astype(np.float16))
         draw = np.random.default_rng(seed)
         captions.append([caption(piece, draw) for _ in range(CAPTIONS)])
     assert latents[0].shape[:2] == (LATENT_CHANNELS, LATENT_HEIGHT)
@@ -108,7 +112,7 @@ def _make_shard(job: tuple[Path, Shard]) -> Shard:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--autoencoder", type=Path, required=True, help="a folder with music_dcae_f8c8 and music_vocoder"
+        "--autoencoder", type=Path, required=True, help="a folder that training.nano.autoencoder has written"
     )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--pieces", type=int, default=8000)

@@ -14,13 +14,12 @@ import torch
 from diffusers import AutoencoderDC
 from torch import Tensor
 
-from acestep_engine.model.autoencoder import build_dcae, build_vocoder
-from acestep_engine.model.json_files import read_config
-from acestep_engine.model.loading import load_weights
+from acestep_engine.checkpoint import VOCODER
+from acestep_engine.model.autoencoder import build_vocoder
 from acestep_engine.model.mel import LogMel, MelConfig
 from acestep_engine.model.vocoder import ConvNeXtBlock, ResBlock, Vocoder
 from acestep_engine.params import MEL_FRAMES_PER_LATENT
-from training.nano.autoencoder import decode, encode
+from training.nano.autoencoder import decode, encode, load_dcae
 from training.nano.codec_data import Recordings, Segments, held_out_recordings, training_recordings
 from training.nano.codec_losses import SpectralLoss, audible_error, mel_loss
 from training.nano.discriminators import Discriminators
@@ -147,7 +146,7 @@ class VocoderTrainer:
 
     def export(self, folder: Path) -> None:
         """Write `music_vocoder`."""
-        store(self.vocoder, self.config, folder / "music_vocoder")
+        store(self.vocoder, self.config, folder / VOCODER)
 
     def _mel(self, segments: Segments, rng: np.random.Generator) -> Tensor:
         """What the vocoder is to hear of the segments, (B, 2, 128, T)."""
@@ -204,13 +203,6 @@ def started_vocoder(config: dict[str, Any], seed: int) -> Vocoder:
             if name.endswith(".gamma"):
                 parameter.fill_(1 / sum(vocoder.config.depths))
     return vocoder
-
-
-def load_dcae(folder: Path) -> AutoencoderDC:
-    """The autoencoder of an exported folder, for inference. Raises CheckpointError if it is broken."""
-    dcae = build_dcae(read_config(folder / "music_dcae_f8c8"))
-    load_weights(dcae, folder / "music_dcae_f8c8")
-    return dcae.to(memory_format=torch.channels_last)
 
 
 def main() -> None:

@@ -65,7 +65,7 @@ def load_judges(work: Path, pieces: int = PIECES, tell: Callable[[str], None] = 
     for line in examine(judges, exam):
         tell(line)
     work.mkdir(parents=True, exist_ok=True)
-    save_file(nets.state_dict(), path)
+    save_file({name: tensor.contiguous() for name, tensor in nets.state_dict().items()}, path)
     tell(f"the judges were ready in {time.perf_counter() - started:.0f} s")
     return judges
 

@@ -1,0 +1,66 @@
+"""Train the nano model from nothing, on a machine without a GPU: `python -m training.nano --work DIR`.
+
+Stopped, by Ctrl-C or a signal, and started again, it goes on where it was. At the end a checkpoint lies in DIR/nano.
+"""
+
+import argparse
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from training.nano.compose import FIRST_HELD_OUT_SEED
+from training.nano.export import assemble
+
+HELD_OUT_PIECES = 100
+# Of the hours that learning takes. The rest, data and latents, takes half an hour of two cores.
+AUTOENCODER_SHARE, VOCODER_SHARE, TRANSFORMER_SHARE = 0.08, 0.30, 0.62
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A module to run with arguments."""
+
+    title: str
+    module: str
+    arguments: tuple[str, ...]
+
+
+def stages(work: Path, hours: float) -> tuple[Stage, ...]:
+    """All that there is to do, in order; each does nothing that it has done before."""
+    data, latents = str(work / "recordings"), work / "latents"
+    codec, voice, model = (str(work / name) for name in ("autoencoder", "vocoder", "transformer"))
+
+    def minutes(share: float) -> tuple[str, str]:
+        return "--minutes", f"{60 * hours * share:g}"
+
+    encode = ("--autoencoder", codec, "--data")
+    held_out = ("--first", str(FIRST_HELD_OUT_SEED), "--pieces", str(HELD_OUT_PIECES))
+    return (
+        Stage("render recordings", "codec_data", ("--data", data)),
+        Stage("autoencoder", "autoencoder", ("--data", data, "--out", codec, *minutes(AUTOENCODER_SHARE))),
+        Stage("vocoder", "vocoder", ("--data", data, "--out", voice, "--through", codec, *minutes(VOCODER_SHARE))),
+        Stage("render latents", "latents", (*encode, str(latents / "train"))),
+        Stage("render held-out latents", "latents", (*encode, str(latents / "held-out"), *held_out)),
+        Stage("transformer", "transformer", ("--data", str(latents), "--out", model, *minutes(TRANSFORMER_SHARE))),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m training.nano", description=__doc__)
+    parser.add_argument("--work", type=Path, required=True, help="data, states, logs; about 6 GB")
+    parser.add_argument("--hours", type=float, default=10.0, help="that learning may take (10)")
+    options = parser.parse_args()
+    for stage in stages(options.work, options.hours):
+        print(f"--- {stage.title}", flush=True)
+        code = subprocess.run([sys.executable, "-m", f"training.nano.{stage.module}", *stage.arguments]).returncode
+        if code != 0:
+            sys.exit(f"{stage.title} ended with {code}; the same command goes on from here")
+    parts = [options.work / name for name in ("autoencoder", "vocoder", "transformer")]
+    checkpoint = options.work / "nano"
+    size = assemble(parts, checkpoint)
+    print(f"{checkpoint}: {size / 1e6:.1f} MB. Measure it: python -m training.nano.evaluate --model {checkpoint}")
+
+
+if __name__ == "__main__":
+    main()
