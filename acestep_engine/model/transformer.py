@@ -22,7 +22,7 @@ from acestep_engine.model.linear import Linear, project
 from acestep_engine.model.loading import load_weights
 from acestep_engine.model.low_rank import Adaptation, WeightedAdapter, adapted, everywhere, within
 from acestep_engine.model.lyric_encoder import LyricEncoder, LyricEncoderConfig
-from acestep_engine.model.packing import Context, Packing
+from acestep_engine.model.packing import GAP_FRAMES, Context, Packing
 from acestep_engine.model.patch import PatchEmbedding
 
 # Blocks whose cross-attention queries entropy-rectifying guidance weakens, as published. The published code weakens the
@@ -292,18 +292,24 @@ class Transformer(nn.Module):
 
     def modulate(self, timestep: Tensor, adapter: WeightedAdapter | None = None) -> Modulation:
         """The modulation of a timestep, a scalar in 0..1000, float32."""
+        (modulation,) = self.modulate_each(timestep[None], adapter)
+        return modulation
+
+    def modulate_each(self, timesteps: Tensor, adapter: WeightedAdapter | None = None) -> list[Modulation]:
+        """The modulation of each of the timesteps (B,) in 0..1000, float32."""
         adaptation = everywhere(adapter)
-        embedded = self.timestep_embedder(timestep[None], within(adaptation, "timestep_embedder"))[0]  # (dim,)
+        embedded = self.timestep_embedder(timesteps, within(adaptation, "timestep_embedder"))  # (B, dim)
         shared = adapted(self.t_block(embedded), F.silu(embedded), adaptation, "t_block.1").unflatten(-1, (6, -1))
-        blocks = torch.stack([block.scale_shift_table for block in self._blocks]) + shared  # (L, 6, dim)
-        blocks[:, 1::3] += 1
-        final = self.final_layer.scale_shift_table + embedded  # (2, dim)
-        final[1] += 1
-        return Modulation(blocks, final)
+        tables = torch.stack([block.scale_shift_table for block in self._blocks])  # (L, 6, dim)
+        blocks = tables + shared.unsqueeze(1)  # (B, L, 6, dim)
+        blocks[:, :, 1::3] += 1
+        final = self.final_layer.scale_shift_table + embedded.unsqueeze(1)  # (B, 2, dim)
+        final[:, 1] += 1
+        return [Modulation(*both) for both in zip(blocks.unbind(), final.unbind(), strict=True)]
 
     def forward(self, latents: Sequence[Tensor], modulations: Sequence[Modulation], packing: Packing) -> list[Tensor]:
         """Velocities (8, 16, T) of noisy latents (8, 16, T), one per row of the packing, each under its modulation."""
-        x = self._tokens(latents, packing)  # (N, dim)
+        x = self._tokens(latents)  # (N, dim)
         if all(modulation is modulations[0] for modulation in modulations):
             modulations = modulations[:1]
         blocks = torch.stack([modulation.blocks for modulation in modulations], dim=1)  # (L, rows or 1, 6, dim)
@@ -321,14 +327,12 @@ class Transformer(nn.Module):
     def _blocks(self) -> Sequence[TransformerBlock]:
         return self.transformer_blocks  # type: ignore[return-value]
 
-    def _tokens(self, latents: Sequence[Tensor], packing: Packing) -> Tensor:
+    def _tokens(self, latents: Sequence[Tensor]) -> Tensor:
         """Embed and pack: (N, dim), zeros in the gaps. Rows that share their latents are embedded once."""
         songs = list({id(row): row for row in latents}.values())
         embedded = {id(song): tokens for song, tokens in zip(songs, self.proj_in(songs), strict=True)}
-        x = embedded[id(songs[0])].new_zeros(packing.tokens, self.config.dim)
-        for row, (start, frames) in zip(latents, packing.row_frames(), strict=True):
-            x[start : start + frames] = embedded[id(row)]
-        return x
+        gap = embedded[id(songs[0])].new_zeros(GAP_FRAMES, self.config.dim)
+        return torch.cat([part for row in latents for part in (embedded[id(row)], gap)])
 
     def _latents(self, x: Tensor, packing: Packing) -> list[Tensor]:
         """Unpack (N, height * channels) to (channels, height, T) of each row."""

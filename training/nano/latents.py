@@ -66,10 +66,9 @@ class LatentClips:
             first = int(draw.integers(piece.shape[-1] - frames + 1))
         return piece[..., first : first + frames]
 
-    def caption(self, index: int, draw: np.random.Generator) -> str:
-        """One of a piece's captions."""
-        captions = self._captions[index]
-        return captions[int(draw.integers(len(captions)))]
+    def captions(self, index: int) -> list[str]:
+        """What may be said of a piece."""
+        return self._captions[index]
 
     def all_captions(self) -> Iterator[str]:
         for captions in self._captions:

@@ -6,9 +6,8 @@ is dropped from some rows, as zeros, which is what guidance takes for unconditio
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from itertools import groupby
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from acestep_engine.model.transformer import Transformer
 from acestep_engine.text_encoder import build_umt5
 from training.nano.latents import LatentClips
 from training.nano.loop import Plan, learning_rate, set_learning_rate, step_generator, torch_generator, train
-from training.nano.lyrics import random_lyrics
+from training.nano.rows import Rows, RowSource
 from training.nano.tokenizer import save_tokenizer, train_tokenizer
 from training.nano.trainable import initialise, make_trainable, published_weights
 
@@ -58,11 +57,6 @@ UMT5 = {
     "use_cache": False,
 }
 
-TOKENS_PER_STEP = 3456  # latent frames
-CROPS = (64, 108, 162, 215)  # frames: 6 to 20 s
-FROM_THE_START = 0.5  # of the crops: songs begin on a downbeat
-UNCONDITIONED = 0.12  # of the rows
-WITH_LYRICS = 0.1  # lyrics say nothing about what is heard: they must be accepted, and change little
 SIGMA_MEAN, SIGMA_STD = 0.4, 1.0  # of the logit; more noise than evenly, because sampling with shift 3 dwells there
 AVERAGING = 0.9995  # of the weights that are kept, a step
 RATE, WARMUP_STEPS, MAX_GRADIENT = 1e-3, 500, 1.0
@@ -82,84 +76,42 @@ class Model(nn.Module):
         make_trainable(self.transformer)
 
 
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """What one step learns from: songs of one length with what is said of them."""
-
-    latents: Tensor  # (R, 8, 16, T)
-    captions: tuple[str | None, ...]  # None: unconditioned
-    lyrics: tuple[str, ...]
-
-
-def draw_rows(clips: LatentClips, draw: np.random.Generator) -> Rows:
-    """What one step learns from."""
-    frames = int(draw.choice(CROPS))
-    latents, captions, lyrics = [], [], []
-    for index in draw.integers(len(clips), size=max(1, TOKENS_PER_STEP // frames)).tolist():
-        latents.append(clips.crop(index, frames, 0 if draw.random() < FROM_THE_START else None, draw))
-        captions.append(None if draw.random() < UNCONDITIONED else clips.caption(index, draw))
-        lyrics.append(random_lyrics(draw) if draw.random() < WITH_LYRICS else "")
-    return Rows(torch.from_numpy(np.stack(latents)).float(), tuple(captions), tuple(lyrics))
-
-
 class Objective:
     """The loss of rows, through the engine's packed forward."""
 
-    def __init__(self, model: Model, tokenizer: PreTrainedTokenizerBase, lyric_tokenizer: LyricTokenizer) -> None:
+    def __init__(self, model: Model, lyric_tokenizer: LyricTokenizer) -> None:
         self._model = model
-        self._tokenizer = tokenizer
         self._lyrics = lyric_tokenizer
 
     def loss(self, rows: Rows, generator: torch.Generator) -> Tensor:
         """Mean squared error of the velocity, a scalar."""
-        latents = rows.latents
+        latents, transformer = rows.latents, self._model.transformer
         count, frames = latents.shape[0], latents.shape[-1]
         logit = torch.randn(count, generator=generator) * SIGMA_STD + SIGMA_MEAN
         sigma = logit.sigmoid()  # (R,)
         noise = torch.randn(latents.shape, generator=generator)
         share = sigma[:, None, None, None]
-        order, shapes = self._contexts(rows, frames)
-        noisy = ((1 - share) * latents + share * noise)[order]
-        transformer = self._model.transformer
-        modulations = [transformer.modulate(one) for one in (1000.0 * sigma[order]).unbind()]
-        scales = [[1.0] * context.key_values[0][0].shape[0] for _, context in shapes]
-        packing = pack(shapes, scales, transformer.rotation_table(frames + 1, latents.device), torch.float32)
-        velocities = torch.stack(transformer(list(noisy), modulations, packing))  # (R, 8, 16, T)
-        return F.mse_loss(velocities.float(), (noise - latents)[order])
+        noisy = (1 - share) * latents + share * noise
+        table = transformer.rotation_table(frames + 1, latents.device)
+        packing = pack([(frames, self._context(rows))], [[1.0] * count], table, torch.float32)
+        velocities = torch.stack(transformer(noisy.unbind(), transformer.modulate_each(1000.0 * sigma), packing))
+        return F.mse_loss(velocities.float(), noise - latents)
 
-    def _contexts(self, rows: Rows, frames: int) -> tuple[list[int], list[tuple[int, Context]]]:
-        """Rows whose prompts are as long share a context: an order of the rows, and its contexts."""
-        texts = self._texts([caption or "" for caption in rows.captions])
-        tokens = [self._lyrics.encode(lyrics, "en") for lyrics in rows.lyrics]
-        keys = [(len(texts[row]), row if rows.lyrics[row] else -1) for row in range(len(texts))]
-        order = sorted(range(len(texts)), key=lambda row: keys[row])
-        shapes = []
-        for _, group in groupby(order, key=lambda row: keys[row]):
-            alike = list(group)
-            hidden = torch.stack([texts[row] * (rows.captions[row] is not None) for row in alike])
-            known = [rows.captions[row] is not None for row in alike]
-            shapes.append((frames, self._context(hidden, tokens[alike[0]].ids, tokens[alike[0]].mask, known[0])))
-        return order, shapes
-
-    def _context(self, text: Tensor, ids: Sequence[int], mask: Sequence[int], known: bool) -> Context:
-        """Of rows with texts (R, L, C) and the same lyrics, which the unconditioned have as zeros."""
-        transformer = self._model.transformer
-        tokens, real = torch.tensor(ids) * int(known), torch.tensor(mask)
+    def _context(self, rows: Rows) -> Context:
+        """What all rows attend to; the unconditioned have prompts and lyrics as zeros."""
+        transformer, known = self._model.transformer, rows.conditioned
+        text = self._model.text(input_ids=rows.prompts).last_hidden_state * known[:, None, None]  # (R, L, C)
+        tokens = self._lyrics.encode(rows.lyrics, "en")
+        ids, real = torch.tensor(tokens.ids), torch.tensor(tokens.mask)
         if real.any():
-            lyrics = transformer.encode_lyrics(tokens[None], real[None])
+            unknown_and_known = torch.stack([torch.zeros_like(ids), ids])
+            lyrics = transformer.encode_lyrics(unknown_and_known, real.expand(2, -1))[known.long()]
         else:
-            lyrics = text.new_zeros(1, len(ids), transformer.config.dim)
+            lyrics = text.new_zeros(len(text), len(ids), transformer.config.dim)
         speaker = text.new_zeros(len(text), transformer.config.speaker_embedding_dim)
-        hidden = transformer.join_context(text, speaker, lyrics.expand(len(text), -1, -1))
-        context_mask = torch.cat([torch.ones(hidden.shape[1] - len(ids), dtype=torch.bool), real.bool()])
-        return transformer.prepare_context(hidden, context_mask)
-
-    def _texts(self, prompts: Sequence[str]) -> list[Tensor]:
-        """Hidden states (L, C) of each."""
-        tokens = self._tokenizer(list(prompts), return_tensors="pt", padding=True)
-        hidden = self._model.text(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
-        lengths = tokens.attention_mask.sum(dim=1).tolist()
-        return [row[:length] for row, length in zip(hidden, lengths, strict=True)]
+        hidden = transformer.join_context(text, speaker, lyrics)
+        mask = torch.cat([torch.ones(hidden.shape[1] - len(ids), dtype=torch.bool), real.bool()])
+        return transformer.prepare_context(hidden, mask)
 
 
 class Average:
@@ -179,17 +131,18 @@ class TransformerTrainer:
     """See `loop.Trainer`."""
 
     def __init__(self, clips: LatentClips, held_out: LatentClips, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._clips, self._held_out, self._tokenizer = clips, held_out, tokenizer
+        self._rows, self._held_out = RowSource(clips, tokenizer), RowSource(held_out, tokenizer)
+        self._tokens = len(tokenizer)
         torch.manual_seed(SEED)
         self._model = Model(len(tokenizer))
         self._average = Average(self._model)
-        self._objective = Objective(self._model, tokenizer, LyricTokenizer.load(LYRICS))
+        self._objective = Objective(self._model, LyricTokenizer.load(LYRICS))
         self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=RATE, betas=(0.9, 0.99), weight_decay=0.01)
 
     def step(self, step: int, progress: float) -> Mapping[str, float]:
         set_learning_rate(self._optimizer, learning_rate(RATE, step, progress, WARMUP_STEPS))
         draw = step_generator(SEED, step)
-        rows = draw_rows(self._clips, draw)
+        rows = self._rows.draw(draw)
         with torch.autocast("cpu", torch.bfloat16):
             loss = self._objective.loss(rows, torch_generator(draw))
         self._optimizer.zero_grad()
@@ -198,6 +151,10 @@ class TransformerTrainer:
         self._optimizer.step()
         self._average.update(self._model, step)
         return {"loss": loss.item(), "gradient": norm.item()}
+
+    def compile(self) -> None:
+        """Fuse what lies between the attentions: less time for each step, after a minute or two for the first ones."""
+        self._model.transformer.compile_blocks()
 
     @torch.no_grad()
     def judge(self) -> Mapping[str, float]:
@@ -208,7 +165,7 @@ class TransformerTrainer:
         for index in range(JUDGED_STEPS):
             draw = step_generator(SEED + 1, index)
             with torch.autocast("cpu", torch.bfloat16):
-                losses.append(self._objective.loss(draw_rows(self._held_out, draw), torch_generator(draw)).item())
+                losses.append(self._objective.loss(self._held_out.draw(draw), torch_generator(draw)).item())
         self._model.load_state_dict(trained)
         return {"held_out_loss": float(np.mean(losses))}
 
@@ -234,7 +191,7 @@ class TransformerTrainer:
         transformer = published_weights(parts["transformer"], self._model.transformer)
         _write(folder / TRANSFORMER_FOLDER, "diffusion_pytorch_model", transformer, transformer_config(TRANSFORMER))
         text = {name: value for name, value in parts["text"].items() if name != "encoder.embed_tokens.weight"}
-        config = {"architectures": ["UMT5EncoderModel"], "model_type": "umt5", "vocab_size": len(self._tokenizer)}
+        config = {"architectures": ["UMT5EncoderModel"], "model_type": "umt5", "vocab_size": self._tokens}
         _write(folder / TEXT_ENCODER, "model", text, config | UMT5)
 
 
@@ -266,6 +223,7 @@ def main() -> None:
         save_tokenizer(train_tokenizer(clips.all_captions()), folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     trainer = TransformerTrainer(clips, LatentClips(options.data / "held-out"), tokenizer)
+    trainer.compile()
     train(trainer, options.out, Plan(steps=options.steps, minutes=options.minutes))
 
 

@@ -1,0 +1,64 @@
+"""What one step of the transformer learns from: crops of songs, with captions that have the same number of tokens.
+
+So all rows share one context, and no attention is padded. Every caption of every piece is as likely as any other.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from training.nano.latents import LatentClips
+from training.nano.lyrics import random_lyrics
+
+TOKENS_PER_STEP = 3456  # latent frames
+CROPS = (64, 108, 162, 215)  # frames: 6 to 20 s
+FROM_THE_START = 0.5  # of the crops: songs begin on a downbeat
+UNCONDITIONED = 0.12  # of the rows
+WITH_LYRICS = 0.1  # of the steps: lyrics say nothing about what is heard, must be accepted, and change little
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Songs of one length with what is said of them."""
+
+    latents: Tensor  # (R, 8, 16, T) float32
+    prompts: Tensor  # (R, L) int64, tokens
+    conditioned: Tensor  # (R,) bool
+    lyrics: str  # of all
+
+
+class RowSource:
+    """Draws rows from clips, by the tokens of their captions."""
+
+    def __init__(self, clips: LatentClips, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._clips = clips
+        captions = [(index, text) for index in range(len(clips)) for text in clips.captions(index)]
+        tokens = tokenizer([text for _, text in captions]).input_ids
+        by_length: defaultdict[int, list[int]] = defaultdict(list)
+        for number, ids in enumerate(tokens):
+            by_length[len(ids)].append(number)
+        self._pieces = [index for index, _ in captions]
+        self._tokens = [np.asarray(ids, np.int16) for ids in tokens]
+        self._alike = {length: np.asarray(numbers) for length, numbers in by_length.items()}
+
+    def draw(self, rng: np.random.Generator) -> Rows:
+        """The rows of one step: as many as make up about `TOKENS_PER_STEP` frames."""
+        frames = int(rng.choice(CROPS))
+        count = max(1, TOKENS_PER_STEP // frames)
+        alike = self._alike[len(self._tokens[int(rng.integers(len(self._tokens)))])]
+        chosen = rng.choice(alike, size=count)
+        latents = [self._crop(self._pieces[number], frames, rng) for number in chosen]
+        prompts = np.stack([self._tokens[number] for number in chosen]).astype(np.int64)
+        return Rows(
+            torch.from_numpy(np.stack(latents)).float(),
+            torch.from_numpy(prompts),
+            torch.from_numpy(rng.random(count) >= UNCONDITIONED),
+            random_lyrics(rng) if rng.random() < WITH_LYRICS else "",
+        )
+
+    def _crop(self, piece: int, frames: int, rng: np.random.Generator) -> np.ndarray:
+        return self._clips.crop(piece, frames, 0 if rng.random() < FROM_THE_START else None, rng)
