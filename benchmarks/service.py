@@ -28,6 +28,7 @@ SHORT = replace(BASE, duration_s=5.0, steps=10)
 CALLED = replace(BASE, duration_s=10.0, steps=27)
 CALLERS = (1, 2, 4, 8, 16)
 LONG_SONGS = 4
+PLACES = 8  # of one size, as a Generator has by default
 START_TIMEOUT_S = 180.0
 
 
@@ -125,16 +126,47 @@ def _print_short_among_long(client: httpx.Client, repeats: int) -> None:
 
 
 def _print_cancel(client: httpx.Client, repeats: int) -> None:
-    """From DELETE to its answer, for a song of 240 s that runs; the engine forgets it before its next step."""
-    taken = []
-    for seed in range(repeats):
-        request_id = _post_async(client, replace(CALLED, duration_s=240.0, seed=seed))
-        while client.get(f"/status/{request_id}").json()["status"] != "processing":
-            time.sleep(0.05)
+    """A song is cancelled while all places of its size are taken: from DELETE to the next song having its place.
+
+    Beside it how long a step of the cancelled song took, which is the most that it should be.
+    """
+    long = replace(CALLED, duration_s=240.0, steps=200)
+    running = [_post_async(client, replace(long, seed=seed)) for seed in range(PLACES)]
+    freed, shares = [], []
+    for trial in range(4 * repeats):
+        waiting = _post_async(client, replace(long, seed=PLACES + trial))
+        cancelled = running.pop(0)
+        step_s = _step_s(client, cancelled)
         started = time.perf_counter()
-        client.delete(f"/request/{request_id}").raise_for_status()
-        taken.append((time.perf_counter() - started) * 1e3)
-    print_table("Cancelling a running song", ("songs", "p50 ms", "max ms"), [(repeats, median(taken), max(taken))])
+        client.delete(f"/request/{cancelled}").raise_for_status()
+        _wait_until_processing(client, waiting)
+        freed.append(time.perf_counter() - started)
+        shares.append(freed[-1] / step_s)
+        running.append(waiting)
+    for request_id in running:
+        client.delete(f"/request/{request_id}")
+    rows = [
+        (name, len(taken), *(percentile(taken, percent) for percent in (50, 90, 100)))
+        for name, taken in (("seconds", freed), ("steps of the cancelled song", shares))
+    ]
+    title = f"From the cancel of a running song of 240 s to its place being taken, {PLACES} at a time"
+    print_table(title, ("in", "cancels", "p50", "p90", "max"), rows)
+
+
+def _step_s(client: httpx.Client, request_id: str, steps: int = 3) -> float:
+    """How long a step of a song takes at the moment, once it does any: over the next few."""
+    seen: list[tuple[float, int]] = []
+    while not seen or seen[-1][1] < seen[0][1] + steps:
+        progress = client.get(f"/status/{request_id}").json().get("progress") or {}
+        if progress.get("stage") == "diffusion" and progress["step"] >= 1:
+            seen.append((time.perf_counter(), progress["step"]))
+        time.sleep(0.05)
+    return (seen[-1][0] - seen[0][0]) / (seen[-1][1] - seen[0][1])
+
+
+def _wait_until_processing(client: httpx.Client, request_id: str) -> None:
+    while client.get(f"/status/{request_id}").json()["status"] != "processing":
+        time.sleep(0.01)
 
 
 def _print_health(client: httpx.Client, repeats: int) -> None:
