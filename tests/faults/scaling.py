@@ -13,6 +13,7 @@ from tests.faults.campaign import Fault, Stage
 from tests.faults.ledger import LONG, PATIENCE_S, SHORT, has_ended
 
 REPLICAS = 4
+THERE_AND_BACK_S = 600.0  # two cores load three replicas at once in more than a minute
 DELAY_S = 5.0
 WATCH_S = 0.2
 AFTER_ALL_STEPS = 10**6
@@ -72,7 +73,7 @@ def from_none_to_all_and_back(stage: Stage) -> float:
     steps = dict.fromkeys(running, 0)
     seen: list[int | None] = []
     while (replicas := _replicas(stage)) != 0 or not all(_is_over(stage, one) for one in running):
-        assert time.monotonic() < submitted_at + PATIENCE_S + 120, f"{replicas} replicas are left"
+        assert time.monotonic() < submitted_at + THERE_AND_BACK_S, f"{replicas} replicas are left"
         seen.append(replicas)
         for one in running:
             step = _step(ledger.status(one))
