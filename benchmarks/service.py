@@ -130,10 +130,10 @@ def _print_cancel(client: httpx.Client, repeats: int) -> None:
 
     Beside it how long a step of the cancelled song took, which is the most that it should be.
     """
-    long = replace(CALLED, duration_s=240.0, steps=200)
+    long = replace(CALLED, duration_s=120.0, steps=200)
     running = [_post_async(client, replace(long, seed=seed)) for seed in range(PLACES)]
     freed, shares = [], []
-    for trial in range(4 * repeats):
+    for trial in range(3 * repeats):
         waiting = _post_async(client, replace(long, seed=PLACES + trial))
         cancelled = running.pop(0)
         step_s = _step_s(client, cancelled)
@@ -149,11 +149,11 @@ def _print_cancel(client: httpx.Client, repeats: int) -> None:
         (name, len(taken), *(percentile(taken, percent) for percent in (50, 90, 100)))
         for name, taken in (("seconds", freed), ("steps of the cancelled song", shares))
     ]
-    title = f"From the cancel of a running song of 240 s to its place being taken, {PLACES} at a time"
+    title = f"From the cancel of a running song of 120 s to its place being taken, {PLACES} at a time"
     print_table(title, ("in", "cancels", "p50", "p90", "max"), rows)
 
 
-def _step_s(client: httpx.Client, request_id: str, steps: int = 3) -> float:
+def _step_s(client: httpx.Client, request_id: str, steps: int = 2) -> float:
     """How long a step of a song takes at the moment, once it does any: over the next few."""
     seen: list[tuple[float, int]] = []
     while not seen or seen[-1][1] < seen[0][1] + steps:
