@@ -126,31 +126,32 @@ def _print_short_among_long(client: httpx.Client, repeats: int) -> None:
 
 
 def _print_cancel(client: httpx.Client, repeats: int) -> None:
-    """A song is cancelled while all places of its size are taken: from DELETE to the next song having its place.
+    """A song is cancelled while all places of its size are taken: until its place is free, and until the next has it.
 
-    Beside it how long a step of the cancelled song took, which is the most that it should be.
+    Free it is when DELETE answers. Both are told in steps of the cancelled song as well, at their pace of the moment.
     """
-    long = replace(CALLED, duration_s=120.0, steps=200)
+    long = replace(CALLED, duration_s=60.0, steps=200)
     running = [_post_async(client, replace(long, seed=seed)) for seed in range(PLACES)]
-    freed, shares = [], []
+    step_s, free_s, taken_s = [], [], []
     for trial in range(3 * repeats):
         waiting = _post_async(client, replace(long, seed=PLACES + trial))
         cancelled = running.pop(0)
-        step_s = _step_s(client, cancelled)
+        step_s.append(_step_s(client, cancelled))
         started = time.perf_counter()
         client.delete(f"/request/{cancelled}").raise_for_status()
+        free_s.append(time.perf_counter() - started)
         _wait_until_processing(client, waiting)
-        freed.append(time.perf_counter() - started)
-        shares.append(freed[-1] / step_s)
+        taken_s.append(time.perf_counter() - started)
         running.append(waiting)
     for request_id in running:
         client.delete(f"/request/{request_id}")
-    rows = [
-        (name, len(taken), *(percentile(taken, percent) for percent in (50, 90, 100)))
-        for name, taken in (("seconds", freed), ("steps of the cancelled song", shares))
-    ]
-    title = f"From the cancel of a running song of 120 s to its place being taken, {PLACES} at a time"
-    print_table(title, ("in", "cancels", "p50", "p90", "max"), rows)
+    rows = []
+    for until, seconds in (("its place is free", free_s), ("the next song has it", taken_s)):
+        steps = [time_s / one_s for time_s, one_s in zip(seconds, step_s, strict=True)]
+        for unit, values in (("s", seconds), ("steps", steps)):
+            rows.append((f"until {until}, {unit}", len(values), *(percentile(values, p) for p in (50, 90, 100))))
+    title = f"Cancelling a running song of {long.duration_s:g} s, {PLACES} at a time and one waiting"
+    print_table(title, ("", "cancels", "p50", "p90", "max"), rows)
 
 
 def _step_s(client: httpx.Client, request_id: str, steps: int = 2) -> float:
