@@ -9,10 +9,10 @@ import torch
 from acestep_engine.model.autoencoder import LATENT_SCALE, LATENT_SHIFT, MusicAutoencoder
 from tests.training.codec import SMALL_DCAE, SMALL_VOCODER
 from training.nano import autoencoder, vocoder
-from training.nano.autoencoder import AutoencoderTrainer, decode, encode, standardise, started_dcae
+from training.nano.autoencoder import AutoencoderTrainer, decode, encode, load_dcae, standardise, started_dcae
 from training.nano.codec_data import held_out_recordings, training_recordings
 from training.nano.loop import step_generator
-from training.nano.vocoder import VocoderTrainer, load_dcae
+from training.nano.vocoder import VocoderTrainer
 
 AUTOENCODER = autoencoder.Settings(batches=((4, 32), (2, 64)), judged=(4, 64), highest_rate=5e-3)
 VOCODER = vocoder.Settings(segments=1, frames=16, judged=(1, 16), highest_rate=1e-2)

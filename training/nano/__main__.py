@@ -1,4 +1,4 @@
-"""Train the nano model from nothing, on a machine without a GPU: `python -m training.nano --work DIR`.
+"""Train the nano model from nothing: `python -m training.nano --work DIR`. Two CPU cores suffice; a GPU is faster.
 
 Stopped, by Ctrl-C or a signal, and started again, it goes on where it was. At the end a checkpoint lies in DIR/nano.
 """
@@ -26,23 +26,23 @@ class Stage:
     arguments: tuple[str, ...]
 
 
-def stages(work: Path, hours: float) -> tuple[Stage, ...]:
-    """All that there is to do, in order; each does nothing that it has done before."""
+def stages(work: Path, hours: float, learning: tuple[str, ...] = ()) -> tuple[Stage, ...]:
+    """All that there is to do, in order; each does nothing that it has done before. `learning`: more for trainers."""
     data, latents = str(work / "recordings"), work / "latents"
     codec, voice, model = (str(work / name) for name in ("autoencoder", "vocoder", "transformer"))
 
-    def minutes(share: float) -> tuple[str, str]:
-        return "--minutes", f"{60 * hours * share:g}"
+    def plan(share: float) -> tuple[str, ...]:
+        return "--minutes", f"{60 * hours * share:g}", *learning
 
     encode = ("--autoencoder", codec, "--data")
     held_out = ("--first", str(FIRST_HELD_OUT_SEED), "--pieces", str(HELD_OUT_PIECES))
     return (
         Stage("render recordings", "codec_data", ("--data", data)),
-        Stage("autoencoder", "autoencoder", ("--data", data, "--out", codec, *minutes(AUTOENCODER_SHARE))),
-        Stage("vocoder", "vocoder", ("--data", data, "--out", voice, "--through", codec, *minutes(VOCODER_SHARE))),
+        Stage("autoencoder", "autoencoder", ("--data", data, "--out", codec, *plan(AUTOENCODER_SHARE))),
+        Stage("vocoder", "vocoder", ("--data", data, "--out", voice, "--through", codec, *plan(VOCODER_SHARE))),
         Stage("render latents", "latents", (*encode, str(latents / "train"))),
         Stage("render held-out latents", "latents", (*encode, str(latents / "held-out"), *held_out)),
-        Stage("transformer", "transformer", ("--data", str(latents), "--out", model, *minutes(TRANSFORMER_SHARE))),
+        Stage("transformer", "transformer", ("--data", str(latents), "--out", model, *plan(TRANSFORMER_SHARE))),
     )
 
 
@@ -50,8 +50,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m training.nano", description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="data, states, logs; about 6 GB")
     parser.add_argument("--hours", type=float, default=10.0, help="that learning may take (10)")
+    parser.add_argument("--device", help="cpu or cuda (a GPU if there is one)")
+    parser.add_argument("--scale", type=int, default=1, help="times as much in every step: 8 for a large GPU (1)")
     options = parser.parse_args()
-    for stage in stages(options.work, options.hours):
+    learning = ("--scale", str(options.scale), *(() if options.device is None else ("--device", options.device)))
+    for stage in stages(options.work, options.hours, learning):
         print(f"--- {stage.title}", flush=True)
         code = subprocess.run([sys.executable, "-m", f"training.nano.{stage.module}", *stage.arguments]).returncode
         if code != 0:

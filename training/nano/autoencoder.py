@@ -17,12 +17,21 @@ from diffusers.models.autoencoders.autoencoder_dc import DCDownBlock2d, DCUpBloc
 from torch import Tensor
 
 from acestep_engine.checkpoint import AUTOENCODER
+from acestep_engine.devices import pick_device
 from acestep_engine.model.autoencoder import LATENT_SCALE, LATENT_SHIFT, MEL_MAX, MEL_MIN, build_dcae
 from acestep_engine.model.json_files import read_config
 from acestep_engine.model.loading import load_weights
 from training.nano.codec_data import Recordings, held_out_recordings, training_recordings
 from training.nano.codec_losses import audible_error, mel_loss
-from training.nano.loop import Plan, learning_rate, set_learning_rate, step_generator, torch_generator, train
+from training.nano.loop import (
+    add_plan,
+    learning_rate,
+    plan_of,
+    set_learning_rate,
+    step_generator,
+    torch_generator,
+    train,
+)
 from training.nano.modules import start, store
 
 # Without shortcuts around the latents their scale is that of two convolutions, and can be set exactly. Without blocks
@@ -71,7 +80,8 @@ class AutoencoderTrainer:
     ) -> None:
         self.config, self.settings = config, settings
         self.recordings, self.held_out = recordings, held_out
-        self.dcae = started_dcae(config, settings.seed)
+        self.device = recordings.device
+        self.dcae = started_dcae(config, settings.seed).to(self.device)
         self.optimizer = torch.optim.AdamW(self.dcae.parameters(), betas=(0.9, 0.98), weight_decay=0.01, fused=True)
 
     def step(self, step: int, progress: float) -> dict[str, float]:
@@ -80,10 +90,10 @@ class AutoencoderTrainer:
         count, frames = settings.batches[step % len(settings.batches)]
         mel = self.recordings.draw(rng, count, frames).mel
         noise_levels = settings.latent_noise * torch.from_numpy(rng.random((count, 1, 1, 1), dtype=np.float32))
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(self.device.type, torch.bfloat16):
             latents = encode(self.dcae, mel)
             noise = noise_levels * torch.randn(latents.shape, generator=torch_generator(rng))
-            found = decode(self.dcae, latents + noise)
+            found = decode(self.dcae, latents + noise.to(self.device))
         error = mel_loss(found, mel)
         variance, mean = torch.var_mean(latents, dim=(0, 2, 3))
         unit = (mean.square() + (variance.sqrt() - 1).square()).mean()
@@ -184,14 +194,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="made by python -m training.nano.codec_data")
     parser.add_argument("--out", type=Path, required=True, help="state, log and, at the end, the weights")
-    parser.add_argument("--minutes", type=float, default=Plan.minutes, help="of training in all, over every run")
-    parser.add_argument("--steps", type=int, default=Plan.steps)
+    add_plan(parser)
     options = parser.parse_args()
-    trainer = AutoencoderTrainer(
-        CONFIG, Settings(), training_recordings(options.data), held_out_recordings(options.data)
-    )
+    device = pick_device(options.device)
+    settings = Settings(batches=tuple((options.scale * count, frames) for count, frames in Settings.batches))
+    recordings = training_recordings(options.data, device), held_out_recordings(options.data, device)
+    trainer = AutoencoderTrainer(CONFIG, settings, *recordings)
     trainer.compile()
-    train(trainer, options.out, Plan(steps=options.steps, minutes=options.minutes))
+    train(trainer, options.out, plan_of(options))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Rendered pieces on disk, and random segments of them with their log-mel, for the autoencoder and the vocoder.
 
-`python -m training.nano.codec_data --data DIR` renders what is still missing, in two processes. A piece is an int16
-`.npy` file of shape (2, N) at 44.1 kHz, named by its seed; the held-out ones lie in a folder of their own.
+`python -m training.nano.codec_data --data DIR` renders what is still missing, in a process per core. A piece is an
+int16 `.npy` file of shape (2, N) at 44.1 kHz, named by its seed; the held-out ones lie in a folder of their own.
 """
 
 import argparse
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -24,6 +25,7 @@ from training.nano.render import render
 
 FIRST_HELD_OUT_SEED = 10_000_000
 INT16_PEAK = 32767.0
+CPU = torch.device("cpu")
 MARGIN_FRAMES = 2  # on either side: what the spectrum of the outermost frames sees, instead of a mirror image
 
 Render = Callable[[int], NDArray[np.float32]]
@@ -36,7 +38,7 @@ class Amount:
     pieces: int = 1000
     held_out_pieces: int = 32
     duration_s: float = 12.0
-    processes: int = 2
+    processes: int = len(os.sched_getaffinity(0))
 
 
 @dataclass(frozen=True)
@@ -48,38 +50,46 @@ class Segments:
 
 
 class Recordings:
-    """The rendered pieces of one folder, all long enough for a segment. Raises ValueError if there are none."""
+    """The rendered pieces of one folder, all long enough for a segment. Raises ValueError if there are none.
 
-    def __init__(self, folder: Path) -> None:
-        self.files = sorted(folder.glob("*.npy"))
-        if not self.files:
+    A GPU gets them all into its memory; on a CPU they stay on disk.
+    """
+
+    def __init__(self, folder: Path, device: torch.device = CPU) -> None:
+        files = sorted(folder.glob("*.npy"))
+        if not files:
             raise ValueError(f"{folder} holds no rendered pieces; python -m training.nano.codec_data renders them")
-        self._log_mel = LogMel(MelConfig())
+        self.device = device
+        self._pieces = [torch.from_numpy(np.load(file, mmap_mode="c")).to(device) for file in files]
+        self._log_mel = LogMel(MelConfig()).to(device)
+
+    def __len__(self) -> int:
+        return len(self._pieces)
 
     def draw(self, rng: np.random.Generator, count: int, frames: int, context: int = 0) -> Segments:
         """Segments of `frames` mel frames from random places of random pieces, louder or softer by up to 6 dB."""
-        files = [self.files[i] for i in rng.integers(len(self.files), size=count)]
-        gains = 10 ** (rng.uniform(-6, 6, size=count) / 20)
+        pieces = [self._pieces[i] for i in rng.integers(len(self._pieces), size=count)]
+        gains = 10 ** (rng.uniform(-6, 6, size=(count, 1, 1)) / 20) / INT16_PEAK
         wanted = (frames + 2 * (context + MARGIN_FRAMES)) * MEL_HOP_SAMPLES
-        parts = [_random_part(file, wanted, rng) * gain for file, gain in zip(files, gains, strict=True)]
-        audio = torch.from_numpy(np.stack(parts).astype(np.float32) / INT16_PEAK).clamp(-1, 1)
+        parts = torch.stack([_random_part(piece, wanted, rng) for piece in pieces])
+        audio = (parts * torch.from_numpy(gains.astype(np.float32)).to(self.device)).clamp(-1, 1)
         mel = self._log_mel(audio)[..., MARGIN_FRAMES:-MARGIN_FRAMES]
         outside = (context + MARGIN_FRAMES) * MEL_HOP_SAMPLES
         return Segments(audio[..., outside : audio.shape[-1] - outside], mel)
 
     def whole(self, index: int) -> Tensor:
         """The audio (2, N) float32 of a piece."""
-        return torch.from_numpy(np.load(self.files[index]).astype(np.float32) / INT16_PEAK)
+        return self._pieces[index] / INT16_PEAK
 
 
-def training_recordings(data: Path) -> Recordings:
+def training_recordings(data: Path, device: torch.device = CPU) -> Recordings:
     """Those to learn from."""
-    return Recordings(data / "train")
+    return Recordings(data / "train", device)
 
 
-def held_out_recordings(data: Path) -> Recordings:
+def held_out_recordings(data: Path, device: torch.device = CPU) -> Recordings:
     """Those to be judged by."""
-    return Recordings(data / "held-out")
+    return Recordings(data / "held-out", device)
 
 
 def make_recordings(data: Path, amount: Amount, render_seed: Render) -> int:
@@ -115,12 +125,11 @@ def _render_to_file(render_seed: Render, job: tuple[int, Path]) -> None:
     os.replace(unfinished, file)
 
 
-def _random_part(file: Path, samples: int, rng: np.random.Generator) -> NDArray[np.int16]:
+def _random_part(recording: Tensor, samples: int, rng: np.random.Generator) -> Tensor:
     """(2, samples) from anywhere in a recording, with silence after it if it is shorter."""
-    recording = np.load(file, mmap_mode="r")
     start = int(rng.integers(max(recording.shape[1] - samples, 0) + 1))
-    part = np.asarray(recording[:, start : start + samples])
-    return np.pad(part, ((0, 0), (0, samples - part.shape[1])))
+    part = recording[:, start : start + samples]
+    return F.pad(part, (0, samples - part.shape[1]))
 
 
 def main() -> None:

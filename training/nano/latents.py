@@ -75,13 +75,13 @@ class LatentClips:
             yield from captions
 
 
-def make_latents(autoencoder: Path, shards: list[Shard], processes: int = 2) -> None:
-    """Render and encode the shards that are missing, in processes of one thread each."""
+def make_latents(autoencoder: Path, shards: list[Shard]) -> None:
+    """Render and encode the shards that are missing, in a process of one thread per core."""
     missing = [shard for shard in shards if not shard.latents.exists()]
     for folder in {shard.folder for shard in missing}:
         folder.mkdir(parents=True, exist_ok=True)
     jobs = [(autoencoder, shard) for shard in missing]
-    with get_context("spawn").Pool(processes) as pool:
+    with get_context("spawn").Pool(len(os.sched_getaffinity(0))) as pool:
         for done, shard in enumerate(pool.imap_unordered(_make_shard, jobs), 1):
             print(f"{done} of {len(jobs)} shards: {shard.latents.name}", flush=True)
 

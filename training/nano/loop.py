@@ -4,6 +4,7 @@ A step depends only on its number and on the state before it: its random numbers
 that was interrupted ends with the same weights as one that was not.
 """
 
+import argparse
 import json
 import os
 import signal
@@ -35,6 +36,18 @@ class Plan:
     save_every_s: float = 180.0
 
 
+def add_plan(parser: argparse.ArgumentParser) -> None:
+    """The options of every trainer: how long, where, and how much a step."""
+    parser.add_argument("--minutes", type=float, default=Plan.minutes, help="of training in all, over every run")
+    parser.add_argument("--steps", type=int, default=Plan.steps, help="in all, if that is less")
+    parser.add_argument("--device", help="cpu or cuda (a GPU if there is one)")
+    parser.add_argument("--scale", type=int, default=1, help="times as much in every step: 8 for a large GPU (1)")
+
+
+def plan_of(options: argparse.Namespace) -> Plan:
+    return Plan(steps=options.steps, minutes=options.minutes)
+
+
 class Trainer(Protocol):
     """What `train` drives. `progress` is the share of the plan that is done, 0 to 1."""
 
@@ -60,7 +73,11 @@ def train(trainer: Trainer, folder: Path, plan: Plan) -> int:
     State, log and exported weights lie in `folder`, and an earlier run's state is gone on from.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    state = torch.load(folder / STATE_FILE, weights_only=True) if (folder / STATE_FILE).exists() else None
+    state = (
+        torch.load(folder / STATE_FILE, weights_only=True, map_location="cpu")
+        if (folder / STATE_FILE).exists()
+        else None
+    )
     step, trained_s = 0, 0.0
     if state is not None:
         trainer.load_state_dict(state["trainer"])

@@ -30,5 +30,5 @@ def store(module: nn.Module, config: Mapping[str, Any], folder: Path) -> None:
     """Write `config.json` and the weights as float16, as the engine loads them."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    tensors = {name: tensor.detach().half().contiguous() for name, tensor in module.state_dict().items()}
+    tensors = {name: tensor.detach().half().cpu().contiguous() for name, tensor in module.state_dict().items()}
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from training.nano.latents import LatentClips
 from training.nano.lyrics import random_lyrics
 
+CPU = torch.device("cpu")
 TOKENS_PER_STEP = 3456  # latent frames
 CROPS = (64, 108, 162, 215)  # frames: 6 to 20 s
 FROM_THE_START = 0.5  # of the crops: songs begin on a downbeat
@@ -34,8 +35,15 @@ class Rows:
 class RowSource:
     """Draws rows from clips, by the tokens of their captions."""
 
-    def __init__(self, clips: LatentClips, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._clips = clips
+    def __init__(
+        self,
+        clips: LatentClips,
+        tokenizer: PreTrainedTokenizerBase,
+        device: torch.device = CPU,
+        tokens_per_step: int = TOKENS_PER_STEP,
+    ) -> None:
+        self.device = device
+        self._clips, self._tokens_per_step = clips, tokens_per_step
         captions = [(index, text) for index in range(len(clips)) for text in clips.captions(index)]
         tokens = tokenizer([text for _, text in captions]).input_ids
         by_length: defaultdict[int, list[int]] = defaultdict(list)
@@ -46,17 +54,17 @@ class RowSource:
         self._alike = {length: np.asarray(numbers) for length, numbers in by_length.items()}
 
     def draw(self, rng: np.random.Generator) -> Rows:
-        """The rows of one step: as many as make up about `TOKENS_PER_STEP` frames."""
+        """The rows of one step: as many as make up about `tokens_per_step` frames."""
         frames = int(rng.choice(CROPS))
-        count = max(1, TOKENS_PER_STEP // frames)
+        count = max(1, self._tokens_per_step // frames)
         alike = self._alike[len(self._tokens[int(rng.integers(len(self._tokens)))])]
         chosen = rng.choice(alike, size=count)
         latents = [self._crop(self._pieces[number], frames, rng) for number in chosen]
         prompts = np.stack([self._tokens[number] for number in chosen]).astype(np.int64)
         return Rows(
-            torch.from_numpy(np.stack(latents)).float(),
-            torch.from_numpy(prompts),
-            torch.from_numpy(rng.random(count) >= UNCONDITIONED),
+            torch.from_numpy(np.stack(latents)).to(self.device).float(),
+            torch.from_numpy(prompts).to(self.device),
+            torch.from_numpy(rng.random(count) >= UNCONDITIONED).to(self.device),
             random_lyrics(rng) if rng.random() < WITH_LYRICS else "",
         )
 

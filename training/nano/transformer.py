@@ -20,14 +20,23 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5Config, UMT
 
 from acestep_engine.checkpoint import NANO_PATH, TEXT_ENCODER
 from acestep_engine.checkpoint import TRANSFORMER as TRANSFORMER_FOLDER
+from acestep_engine.devices import pick_device
 from acestep_engine.lyrics import LyricTokenizer
 from acestep_engine.model.config import TransformerConfig
 from acestep_engine.model.packing import Context, pack
 from acestep_engine.model.transformer import Transformer
 from acestep_engine.text_encoder import build_umt5
 from training.nano.latents import LatentClips
-from training.nano.loop import Plan, learning_rate, set_learning_rate, step_generator, torch_generator, train
-from training.nano.rows import Rows, RowSource
+from training.nano.loop import (
+    add_plan,
+    learning_rate,
+    plan_of,
+    set_learning_rate,
+    step_generator,
+    torch_generator,
+    train,
+)
+from training.nano.rows import TOKENS_PER_STEP, Rows, RowSource
 from training.nano.tokenizer import save_tokenizer, train_tokenizer
 from training.nano.trainable import initialise, make_trainable, published_weights
 
@@ -88,8 +97,8 @@ class Objective:
         latents, transformer = rows.latents, self._model.transformer
         count, frames = latents.shape[0], latents.shape[-1]
         logit = torch.randn(count, generator=generator) * SIGMA_STD + SIGMA_MEAN
-        sigma = logit.sigmoid()  # (R,)
-        noise = torch.randn(latents.shape, generator=generator)
+        sigma = logit.sigmoid().to(latents.device)  # (R,)
+        noise = torch.randn(latents.shape, generator=generator).to(latents.device)
         share = sigma[:, None, None, None]
         noisy = (1 - share) * latents + share * noise
         table = transformer.rotation_table(frames + 1, latents.device)
@@ -102,7 +111,7 @@ class Objective:
         transformer, known = self._model.transformer, rows.conditioned
         text = self._model.text(input_ids=rows.prompts).last_hidden_state * known[:, None, None]  # (R, L, C)
         tokens = self._lyrics.encode(rows.lyrics, "en")
-        ids, real = torch.tensor(tokens.ids), torch.tensor(tokens.mask)
+        ids, real = torch.tensor(tokens.ids, device=text.device), torch.tensor(tokens.mask, device=text.device)
         if real.any():
             unknown_and_known = torch.stack([torch.zeros_like(ids), ids])
             lyrics = transformer.encode_lyrics(unknown_and_known, real.expand(2, -1))[known.long()]
@@ -110,7 +119,7 @@ class Objective:
             lyrics = text.new_zeros(len(text), len(ids), transformer.config.dim)
         speaker = text.new_zeros(len(text), transformer.config.speaker_embedding_dim)
         hidden = transformer.join_context(text, speaker, lyrics)
-        mask = torch.cat([torch.ones(hidden.shape[1] - len(ids), dtype=torch.bool), real.bool()])
+        mask = torch.cat([real.new_ones(hidden.shape[1] - len(ids)), real]).bool()
         return transformer.prepare_context(hidden, mask)
 
 
@@ -130,11 +139,11 @@ class Average:
 class TransformerTrainer:
     """See `loop.Trainer`."""
 
-    def __init__(self, clips: LatentClips, held_out: LatentClips, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._rows, self._held_out = RowSource(clips, tokenizer), RowSource(held_out, tokenizer)
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, rows: RowSource, held_out: RowSource) -> None:
+        self._rows, self._held_out = rows, held_out
         self._tokens = len(tokenizer)
         torch.manual_seed(SEED)
-        self._model = Model(len(tokenizer))
+        self._model = Model(len(tokenizer)).to(rows.device)
         self._average = Average(self._model)
         self._objective = Objective(self._model, LyricTokenizer.load(LYRICS))
         self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=RATE, betas=(0.9, 0.99), weight_decay=0.01)
@@ -143,7 +152,7 @@ class TransformerTrainer:
         set_learning_rate(self._optimizer, learning_rate(RATE, step, progress, WARMUP_STEPS))
         draw = step_generator(SEED, step)
         rows = self._rows.draw(draw)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(self._rows.device.type, torch.bfloat16):
             loss = self._objective.loss(rows, torch_generator(draw))
         self._optimizer.zero_grad()
         loss.backward()
@@ -164,7 +173,7 @@ class TransformerTrainer:
         losses = []
         for index in range(JUDGED_STEPS):
             draw = step_generator(SEED + 1, index)
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast(self._rows.device.type, torch.bfloat16):
                 losses.append(self._objective.loss(self._held_out.draw(draw), torch_generator(draw)).item())
         self._model.load_state_dict(trained)
         return {"held_out_loss": float(np.mean(losses))}
@@ -178,12 +187,13 @@ class TransformerTrainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._model.load_state_dict(state["model"])
-        self._average.weights = state["average"]
+        for name, value in state["average"].items():
+            self._average.weights[name].copy_(value)
         self._optimizer.load_state_dict(state["optimizer"])
 
     def export(self, folder: Path) -> None:
         """The averaged weights in float16, with their configs: `ace_step_transformer` and `umt5-base`."""
-        weights = {name: value.half().contiguous() for name, value in self._average.weights.items()}
+        weights = {name: value.half().cpu().contiguous() for name, value in self._average.weights.items()}
         parts = {
             part: {name.removeprefix(f"{part}."): value for name, value in weights.items() if name.startswith(part)}
             for part in ("transformer", "text")
@@ -214,17 +224,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="latents, in the folders train and held-out")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=Plan.minutes)
-    parser.add_argument("--steps", type=int, default=Plan.steps)
+    add_plan(parser)
     options = parser.parse_args()
-    clips = LatentClips(options.data / "train")
+    clips, held_out = LatentClips(options.data / "train"), LatentClips(options.data / "held-out")
     folder = options.out / TEXT_ENCODER
     if not (folder / "tokenizer.json").exists():
         save_tokenizer(train_tokenizer(clips.all_captions()), folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    trainer = TransformerTrainer(clips, LatentClips(options.data / "held-out"), tokenizer)
+    device = pick_device(options.device)
+    rows = RowSource(clips, tokenizer, device, options.scale * TOKENS_PER_STEP)
+    trainer = TransformerTrainer(tokenizer, rows, RowSource(held_out, tokenizer, device))
     trainer.compile()
-    train(trainer, options.out, Plan(steps=options.steps, minutes=options.minutes))
+    train(trainer, options.out, plan_of(options))
 
 
 if __name__ == "__main__":

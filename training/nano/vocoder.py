@@ -15,6 +15,7 @@ from diffusers import AutoencoderDC
 from torch import Tensor
 
 from acestep_engine.checkpoint import VOCODER
+from acestep_engine.devices import pick_device
 from acestep_engine.model.autoencoder import build_vocoder
 from acestep_engine.model.mel import LogMel, MelConfig
 from acestep_engine.model.vocoder import ConvNeXtBlock, ResBlock, Vocoder
@@ -23,7 +24,15 @@ from training.nano.autoencoder import decode, encode, load_dcae
 from training.nano.codec_data import Recordings, Segments, held_out_recordings, training_recordings
 from training.nano.codec_losses import SpectralLoss, audible_error, mel_loss
 from training.nano.discriminators import Discriminators
-from training.nano.loop import Plan, learning_rate, set_learning_rate, step_generator, torch_generator, train
+from training.nano.loop import (
+    add_plan,
+    learning_rate,
+    plan_of,
+    set_learning_rate,
+    step_generator,
+    torch_generator,
+    train,
+)
 from training.nano.modules import start, store
 
 # The kernel of 15 lets the backbone hear three quarters of a second on either side for next to no work: where a note
@@ -85,11 +94,12 @@ class VocoderTrainer:
     ) -> None:
         self.config, self.settings, self.through = config, settings, through
         self.recordings, self.held_out = recordings, held_out
-        self.vocoder = started_vocoder(config, settings.seed)
+        self.device = recordings.device
+        self.vocoder = started_vocoder(config, settings.seed).to(self.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            self.discriminators = Discriminators()
-        self.log_mel, self.spectral_loss = LogMel(MelConfig()), SpectralLoss()
+            self.discriminators = Discriminators().to(self.device)
+        self.log_mel, self.spectral_loss = LogMel(MelConfig()).to(self.device), SpectralLoss().to(self.device)
         self.optimizer = torch.optim.AdamW(self.vocoder.parameters(), betas=(0.8, 0.99), weight_decay=0.01, fused=True)
         self.opponent = torch.optim.AdamW(
             self.discriminators.parameters(), betas=(0.8, 0.99), weight_decay=0.01, fused=True
@@ -103,7 +113,7 @@ class VocoderTrainer:
         real = segments.audio.flatten(0, 1)[:, None]  # (2B, 1, N)
         contested = progress >= settings.spectral_share
         # float32 once they join: they hear the noise of bfloat16, 54 dB below the sound, and would tell by nothing else
-        with torch.autocast("cpu", torch.bfloat16, enabled=not contested):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=not contested):
             made = self._make(self._mel(segments, rng)).float()
         heard = made.detach().requires_grad_()  # so that both sides of the contest share one pass
         losses = self._spectral(heard, segments, real)
@@ -156,7 +166,7 @@ class VocoderTrainer:
             latents = encode(self.through, segments.mel)
             level = self.settings.latent_noise * float(rng.random())
             noise = torch.randn(latents.shape, generator=torch_generator(rng))
-            return decode(self.through, latents + level * noise)
+            return decode(self.through, latents + level * noise.to(self.device))
 
     def _make(self, mel: Tensor) -> Tensor:
         """Audio (2B, 1, N) of log-mel with context (B, 2, 128, T)."""
@@ -209,16 +219,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="made by python -m training.nano.codec_data")
     parser.add_argument("--out", type=Path, required=True, help="state, log and, at the end, the weights")
-    parser.add_argument("--minutes", type=float, default=Plan.minutes, help="of training in all, over every run")
-    parser.add_argument("--steps", type=int, default=Plan.steps)
+    add_plan(parser)
     parser.add_argument("--through", type=Path, help="a folder that python -m training.nano.autoencoder has written")
     options = parser.parse_args()
-    through = None if options.through is None else load_dcae(options.through)
-    trainer = VocoderTrainer(
-        CONFIG, Settings(), training_recordings(options.data), held_out_recordings(options.data), through
-    )
+    device = pick_device(options.device)
+    through = None if options.through is None else load_dcae(options.through).to(device)
+    recordings = training_recordings(options.data, device), held_out_recordings(options.data, device)
+    settings = Settings(segments=options.scale * Settings.segments)
+    trainer = VocoderTrainer(CONFIG, settings, *recordings, through)
     trainer.compile()
-    train(trainer, options.out, Plan(steps=options.steps, minutes=options.minutes))
+    train(trainer, options.out, plan_of(options))
 
 
 if __name__ == "__main__":
