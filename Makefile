@@ -42,7 +42,7 @@ format: $(STAMP)  ## Format the code
 bench: $(STAMP)  ## Print the benchmark tables
 	$(BIN)/python -m benchmarks
 
-eval-nano: $(STAMP)  ## Measure the nano model against what it must hold (a quarter of an hour; the first time more)
+eval-nano: $(STAMP)  ## Measure the nano model against what it must hold (the first time it trains its judges)
 	$(BIN)/python -m training.nano.evaluate --model nano
 
 clean:  ## Remove the environment and all caches

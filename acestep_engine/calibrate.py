@@ -24,7 +24,7 @@ LONGEST_FORWARD_S = 0.2  # whoever joins waits for the one that runs
 # By how much twice the tokens must raise the throughput. A CPU's falls where its caches end; below that it is the
 # overhead of many small forwards that counts.
 WORTHWHILE_GAIN = {"cuda": 1.02, "cpu": 0.8}
-LONG_RUNS_S = 0.2  # of two runs: a third would tell no more
+LONG_RUN_S = 0.1  # after one that takes so long, another would tell no more
 MEMORY_SHARE = 0.6  # of what is free: the rest is for decoding, contexts and fragmentation
 
 
@@ -101,9 +101,9 @@ def any_share(batch: Batch, device: torch.device) -> Share:
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    """The faster of two runs after one that warms up; of one after it, if they take long."""
+    """The faster of two runs after one that warms up; the second is spared if the first takes long."""
     taken: list[float] = []
-    while len(taken) < 2 or (len(taken) < 3 and sum(taken) < LONG_RUNS_S):
+    while len(taken) < 2 or (len(taken) < 3 and taken[1] < LONG_RUN_S):
         synchronize(device)
         started = time.perf_counter()
         work()

@@ -135,7 +135,7 @@ def _print_cancel(client: httpx.Client, repeats: int) -> None:
     step_s, free_s, taken_s = [], [], []
     for trial in range(3 * repeats):
         waiting = _post_async(client, replace(long, seed=PLACES + trial))
-        cancelled = running.pop(0)
+        cancelled = running.pop()  # the youngest, which has most of its steps before it
         step_s.append(_step_s(client, cancelled))
         started = time.perf_counter()
         client.delete(f"/request/{cancelled}").raise_for_status()
@@ -158,7 +158,10 @@ def _step_s(client: httpx.Client, request_id: str, steps: int = 2) -> float:
     """How long a step of a song takes at the moment, once it does any: over the next few."""
     seen: list[tuple[float, int]] = []
     while not seen or seen[-1][1] < seen[0][1] + steps:
-        progress = client.get(f"/status/{request_id}").json().get("progress") or {}
+        status = client.get(f"/status/{request_id}").json()
+        if status["status"] in ("completed", "failed"):
+            raise RuntimeError(f"the song to be cancelled {status['status']} first: give it more steps")
+        progress = status.get("progress") or {}
         if progress.get("stage") == "diffusion" and progress["step"] >= 1:
             seen.append((time.perf_counter(), progress["step"]))
         time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""Train the nano model from nothing: `python -m training.nano --work DIR`. Two CPU cores suffice; a GPU is faster.
+"""Train the nano model from nothing: `python -m training.nano --work DIR`.
 
 Stopped, by Ctrl-C or a signal, and started again, it goes on where it was. At the end a checkpoint lies in DIR/nano.
 """
@@ -48,7 +48,7 @@ def stages(work: Path, hours: float, learning: tuple[str, ...] = ()) -> tuple[St
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m training.nano", description=__doc__)
-    parser.add_argument("--work", type=Path, required=True, help="data, states, logs; about 6 GB")
+    parser.add_argument("--work", type=Path, required=True, help="data, states, logs; about 3 GB")
     parser.add_argument("--hours", type=float, default=10.0, help="that learning may take (10)")
     parser.add_argument("--device", help="cpu or cuda (a GPU if there is one)")
     parser.add_argument("--scale", type=int, default=1, help="times as much in every step: 8 for a large GPU (1)")

@@ -20,10 +20,9 @@ from torch import Tensor
 
 from acestep_engine.model.mel import LogMel, MelConfig
 from acestep_engine.params import MEL_HOP_SAMPLES
-from training.nano.compose import Wish, compose
+from training.nano.compose import FIRST_HELD_OUT_SEED, Wish, compose
 from training.nano.render import render
 
-FIRST_HELD_OUT_SEED = 10_000_000
 INT16_PEAK = 32767.0
 CPU = torch.device("cpu")
 MARGIN_FRAMES = 2  # on either side: what the spectrum of the outermost frames sees, instead of a mirror image

@@ -16,18 +16,17 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from training.nano.compose import Wish, compose
+from training.nano.compose import FIRST_HELD_OUT_SEED, Wish, compose
 from training.nano.evaluate.classify import FamilyNet, mel_picture
 from training.nano.evaluate.drums import DrumLine, drum_features
 from training.nano.evaluate.hear import Judges
 from training.nano.evaluate.keys import MODES, KeyNet, chroma
-from training.nano.evaluate.trials import HELD_OUT
 from training.nano.render import render
 from training.nano.words import FAMILIES
 
 PIECES, PIECE_S = 3000, 8.0
 FIRST_SEED = 5_000_000  # of training's, far from those that a data set begins with
-EXAM_SHARE, FIRST_EXAM_SEED = 0.1, HELD_OUT + 1_000_000
+EXAM_SHARE, FIRST_EXAM_SEED = 0.1, FIRST_HELD_OUT_SEED + 1_000_000
 WORKERS = 2
 BATCH = 64
 PICTURE_FRAMES = 192  # a training crop, 4.5 s

@@ -1,7 +1,5 @@
 """How near audio is to what it was made from, and whether a join in it clicks."""
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from training.nano.evaluate.spectra import AUDIBLE_DB, NEPERS_PER_DB, RATE_HZ, Audio, log_mel
@@ -38,8 +36,3 @@ def click_ratio(audio: Audio, sample: int) -> float:
     if join.size == 0 or rest.size == 0:
         raise ValueError(f"sample {sample} is not within the {audio.shape[1]} samples of the audio")
     return float(join.max() / max(np.percentile(rest, 99), 1e-6))
-
-
-def clicks(audio: Audio, samples: Sequence[int]) -> list[int]:
-    """Those of the samples at which there is a click."""
-    return [sample for sample in samples if click_ratio(audio, sample) > CLICK]

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from training.nano.compose import Wish, compose
+from training.nano.compose import FIRST_HELD_OUT_SEED, Wish, compose
 from training.nano.piece import Mode, Piece
 from training.nano.words import DRUM_WORDS, INSTRUMENT_WORDS, LEAD_WORDS, NO_DRUM_WORDS, caption
 
-HELD_OUT = 10_000_000  # the first seed that is not for training
 SONG_S = 10.0
 FIRST_SONG_SEED = 1_000
 
@@ -42,7 +41,7 @@ def held_out_trials(count: int, duration_s: float = SONG_S) -> list[Trial]:
     """The same every time: captions of the first `count` held-out pieces, each of `duration_s`."""
     trials = []
     for number in range(count):
-        piece = compose(HELD_OUT + number, Wish(duration_s=duration_s))
+        piece = compose(FIRST_HELD_OUT_SEED + number, Wish(duration_s=duration_s))
         prompt = caption(piece, np.random.Generator(np.random.PCG64(piece.seed)))
         trials.append(Trial(piece, prompt, FIRST_SONG_SEED + number, asked_of(piece, prompt)))
     return trials
