@@ -4,11 +4,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from acestep_engine.checkpoint import AUTOENCODER, COMPONENTS, NANO_PATH, VOCODER, missing_parts
-from training.nano import export
+from acestep_engine.model.autoencoder import build_dcae, build_vocoder
+from training.nano import autoencoder, export, vocoder
 from training.nano.__main__ import stages
-from training.nano.export import assemble
+from training.nano.export import MOST_BYTES, assemble
+from training.nano.tokenizer import VOCABULARY
+from training.nano.transformer import Model
 
 
 def test_a_complete_checkpoint_is_put_together_of_the_latest_components(tmp_path: Path) -> None:
@@ -40,6 +44,14 @@ def test_a_checkpoint_that_is_too_large_is_not_written(tmp_path: Path, monkeypat
     with pytest.raises(ValueError, match="more than 1,000"):
         assemble([NANO_PATH], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_trained_fits_a_checkpoint(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        model = Model(VOCABULARY)
+    parts = (build_dcae(autoencoder.CONFIG), build_vocoder(vocoder.CONFIG), model)
+    weights = sum(parameter.numel() for part in parts for parameter in part.parameters())
+    assert 2 * weights < 0.99 * MOST_BYTES  # float16, beside configs and vocabularies
 
 
 def test_every_stage_reads_what_an_earlier_one_writes(tmp_path: Path) -> None:

@@ -39,15 +39,15 @@ from training.nano.modules import start, store
 # began and how it decays is all that tells the phase of a steady tone.
 CONFIG: dict[str, Any] = {
     "input_channels": 128,
-    "depths": [1, 2, 4, 2],
-    "dims": [96, 128, 160, 192],
+    "depths": [1, 2, 3, 1],
+    "dims": [80, 112, 144, 176],
     "drop_path_rate": 0.0,
     "kernel_sizes": [15],
     "upsample_rates": [8, 8, 4, 2],
     "upsample_kernel_sizes": [16, 16, 8, 4],
     "resblock_kernel_sizes": [3, 7],
     "resblock_dilation_sizes": [[1, 3], [1, 3]],
-    "num_mels": 192,
+    "num_mels": 176,
     "upsample_initial_channel": 256,
     "use_template": False,
     "pre_conv_kernel_size": 3,
