@@ -29,15 +29,17 @@ def fresh() -> Transformer:
 
 
 def velocity(model: Transformer) -> Tensor:
+    """Of three songs, each with its own latents, prompt, lyrics and timestep: (3, 8, 16, FRAMES)."""
     draw = torch.Generator().manual_seed(1)
-    latents = torch.randn(8, 16, FRAMES, generator=draw)
-    text = torch.randn(1, 3, TINY.text_embedding_dim, generator=draw)
-    lyrics = model.encode_lyrics(torch.tensor([[5, 9]]), torch.ones(1, 2))
-    hidden = model.join_context(text, torch.zeros(1, TINY.speaker_embedding_dim), lyrics)
+    latents = torch.randn(3, 8, 16, FRAMES, generator=draw)
+    text = torch.randn(3, 4, TINY.text_embedding_dim, generator=draw)
+    lyrics = model.encode_lyrics(torch.tensor([[5, 9], [7, 2], [1, 1]]), torch.ones(3, 2))
+    hidden = model.join_context(text, torch.zeros(3, TINY.speaker_embedding_dim), lyrics)
     context = model.prepare_context(hidden, torch.ones(hidden.shape[1], dtype=torch.bool))
     table = model.rotation_table(FRAMES + 1, torch.device("cpu"))
-    packing = pack([(FRAMES, context)], [[1.0]], table, torch.float32)
-    return model([latents], [model.modulate(torch.tensor(400.0))], packing)[0]
+    packing = pack([(FRAMES, context)], [[1.0] * 3], table, torch.float32)
+    timesteps = torch.tensor([400.0, 30.0, 950.0])
+    return torch.stack(model(latents.unbind(), model.modulate_each(timesteps), packing))
 
 
 def test_what_is_saved_loads_as_a_checkpoint_and_computes_the_same(tmp_path: Path) -> None:

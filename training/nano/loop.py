@@ -19,6 +19,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from acestep_engine.devices import keep_freed_memory
+
 STATE_FILE, LOG_FILE = "state.pt", "log.jsonl"
 
 
@@ -73,6 +75,8 @@ def train(trainer: Trainer, folder: Path, plan: Plan) -> int:
     State, log and exported weights lie in `folder`, and an earlier run's state is gone on from.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    keep_freed_memory()
+    torch.set_flush_denormal(True)  # the first gradients are so small that a CPU would crawl
     state = (
         torch.load(folder / STATE_FILE, weights_only=True, map_location="cpu")
         if (folder / STATE_FILE).exists()

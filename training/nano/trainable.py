@@ -4,46 +4,38 @@ The engine rearranges weights once they are loaded and forgets the published one
 are trained as they then lie, and `published_weights` gives them the names and the layout of a checkpoint again.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from acestep_engine.model.attention import CrossAttention, Folded, LinearAttention, folded_order
-from acestep_engine.model.patch import PatchEmbedding
 from acestep_engine.model.transformer import GatedConvFeedForward, Transformer, TransformerBlock
+from training.nano.batched import COMPILED_METHODS, OpenBlock, OpenPatchEmbedding
 
 EMBEDDING_STD = 0.02
-
-
-class OpenPatchEmbedding(nn.Module):
-    """The patch embedding before it is folded to statistics: the same figures, and gradients for its convolutions."""
-
-    def __init__(self, patch: PatchEmbedding) -> None:
-        super().__init__()
-        self.early_conv_layers = patch.early_conv_layers
-
-    def forward(self, songs: Sequence[Tensor]) -> list[Tensor]:
-        """Songs (channels, height, T), all of one T, to their tokens (T, dim)."""
-        tokens: Tensor = self.early_conv_layers(torch.stack(list(songs)))  # (S, dim, 1, T)
-        return list(tokens.squeeze(2).mT.unbind(0))
 
 
 def make_trainable(model: Transformer) -> None:
     """Fold a transformer whose weights are real in the way that keeps every one of them a parameter. In place."""
     model.proj_in = OpenPatchEmbedding(model.proj_in)  # type: ignore[assignment]
+    blocks: Sequence[TransformerBlock] = model.transformer_blocks  # type: ignore[assignment]
     with torch.no_grad():
-        for block in _blocks(model):
+        for block in blocks:
             for part in (block.attn, block.cross_attn, block.ff):
                 part.fold()
             taps, bias = block.ff.taps, block.ff.taps_bias
             del block.ff.taps, block.ff.taps_bias
             block.ff.taps, block.ff.taps_bias = nn.Parameter(taps), nn.Parameter(bias)
-            # Sums over a whole song lose too much in bfloat16, and cost next to nothing.
-            block.attn.attend = _in_float32(block.attn.attend)  # type: ignore[method-assign]
+    model.transformer_blocks = nn.ModuleList(OpenBlock(block) for block in blocks)
     model.requires_grad_(True).train()
+
+
+def compile_parts(model: Transformer) -> None:
+    """Fuse what is between the products of a trainable model; the first step of each length takes half a minute."""
+    whole: list[tuple[nn.Module, str]] = [(model.proj_in, "embed"), (model.final_layer, "forward")]
+    for module, method in whole + [(block, method) for block in _blocks(model) for method in COMPILED_METHODS]:
+        setattr(module, method, torch.compile(getattr(module, method), dynamic=False))
 
 
 def initialise(model: Transformer) -> None:
@@ -94,14 +86,6 @@ def _unfolded_taps(weights: dict[str, Tensor], prefix: str, feed_forward: GatedC
     return {f"{prefix}depth_conv.conv.weight": taps.T.unsqueeze(1), f"{prefix}depth_conv.conv.bias": bias}
 
 
-def _in_float32(attend: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    @wraps(attend)
-    def exact(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:
-        with torch.autocast(q.device.type, enabled=False):
-            return attend(q, k.clone(), v.clone(), *rest)  # it writes into both, which gradients allow of no view
-
-    return exact
-
-
-def _blocks(model: Transformer) -> Sequence[TransformerBlock]:
+def _blocks(model: Transformer) -> Sequence[OpenBlock]:
+    """Of a trainable model."""
     return model.transformer_blocks  # type: ignore[return-value]

@@ -38,7 +38,7 @@ from training.nano.loop import (
 )
 from training.nano.rows import TOKENS_PER_STEP, Rows, RowSource
 from training.nano.tokenizer import save_tokenizer, train_tokenizer
-from training.nano.trainable import initialise, make_trainable, published_weights
+from training.nano.trainable import compile_parts, initialise, make_trainable, published_weights
 
 TRANSFORMER = TransformerConfig(
     num_layers=8,
@@ -163,7 +163,7 @@ class TransformerTrainer:
 
     def compile(self) -> None:
         """Fuse what lies between the attentions: less time for each step, after a minute or two for the first ones."""
-        self._model.transformer.compile_blocks()
+        compile_parts(self._model.transformer)
 
     @torch.no_grad()
     def judge(self) -> Mapping[str, float]:
