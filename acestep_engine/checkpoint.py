@@ -15,7 +15,10 @@ COMPONENT_PARTS = tuple(f"{c}/{name}" for c in COMPONENTS for name in ("config.j
 LYRIC_VOCABULARY = "lyric_vocab.json"
 
 NANO_PATH = Path(__file__).parent / "nano"
-NANO_NOTICE = "The bundled nano model is untrained: it makes noise, not music. It shows that everything works."
+NANO_NOTICE = (
+    "The bundled nano model is a small one: instrumental sketches in the words that acestep_engine/nano/README.md "
+    "lists, no voices. For songs: acestep-serve download."
+)
 
 
 def missing_parts(folder: Path) -> list[str]:

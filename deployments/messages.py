@@ -262,7 +262,7 @@ class ServiceStatus:
     """What /health says. `loaded` is true once at least one Generator replica has its model in memory."""
 
     model: str
-    notice: str | None  # what a user must know about this model, e.g. that it makes noise
+    notice: str | None  # what a user must know about this model, e.g. that it knows no voices
     loaded: bool
     replicas: tuple[ReplicaState, ...] = ()
     queue_size: int = 0

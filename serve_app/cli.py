@@ -35,7 +35,7 @@ HEALTH_TIMEOUT_S = 60.0  # once Serve says that every replica is ready
 
 DESCRIPTION = """\
 Serve ACE-Step music generation over HTTP. Without options: port 8019, the settings of ./serve_config.yaml, and the
-best model that this machine can run (without a GPU or a download, the bundled nano model: it makes noise, not music).
+best model that this machine can run (without a GPU or a download, the bundled nano model: small, instrumental).
 """
 EPILOG = """\
 environment:

@@ -204,7 +204,7 @@ class Health(Answer):
     status: str = Field(description="healthy, starting or unreachable")
     pipeline_loaded: bool
     model: str | None
-    notice: str | None = Field(description="What to know about this model, e.g. that it makes noise.")
+    notice: str | None = Field(description="What to know about this model, e.g. that it knows no voices.")
     device: str | None
     replicas: int = Field(description="Generator replicas with a model in memory.")
     queue_size: int

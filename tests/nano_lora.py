@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-DIM = 128
+DIM = 256
 MODULES = [f"transformer_blocks.{block}.{part}" for block in (0, 7) for part in ("attn.to_q", "cross_attn.to_v")]
 
 

@@ -33,7 +33,7 @@ def test_health_says_what_model_on_what_and_how_many_replicas(server: Server) ->
     assert health["status"] == "healthy"
     assert health["pipeline_loaded"] is True
     assert (health["model"], health["replicas"]) == ("nano", 1)
-    assert "noise, not music" in health["notice"]
+    assert "no voices" in health["notice"]
 
 
 def test_the_gradio_guides_client_gets_a_path_to_its_song(server: Server) -> None:

@@ -107,8 +107,8 @@ def test_compiled_blocks_make_the_same_music(conditioning: Conditioning, engine:
     assert ((found - expected).norm() / expected.norm()).item() < 2e-3
 
 
-def test_the_nano_model_says_that_it_makes_noise() -> None:
-    assert "noise, not music" in str(notice(NANO))
+def test_the_nano_model_says_what_it_cannot() -> None:
+    assert "no voices" in str(notice(NANO))
     assert notice(ModelSpec("other", "/somewhere")) is None
 
 

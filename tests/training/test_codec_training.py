@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,7 +16,8 @@ from training.nano.loop import step_generator
 from training.nano.vocoder import VocoderTrainer
 
 AUTOENCODER = autoencoder.Settings(batches=((4, 32), (2, 64)), judged=(4, 64), highest_rate=5e-3)
-VOCODER = vocoder.Settings(segments=1, frames=16, judged=(1, 16), highest_rate=1e-2)
+VOCODER = vocoder.Settings(segments=1, frames=16, backbone=(2, 32), judged=(1, 16), highest_rate=1e-2)
+BACKBONE, SPECTRAL, CONTESTED = 0.0, VOCODER.backbone_share, VOCODER.spectral_share  # where each part of a plan begins
 
 
 def autoencoder_trainer(recorded: Path) -> AutoencoderTrainer:
@@ -82,21 +84,31 @@ def test_a_vocoder_learns_the_spectrum_of_what_it_hears(recorded: Path) -> None:
     before = trainer.judge()
 
     for step in range(40):
-        trainer.step(step, 0.0)
+        trainer.step(step, SPECTRAL)
 
     after = trainer.judge()
     assert after["held_out_nepers"] < 0.8 * before["held_out_nepers"]
     assert after["held_out_spectral"] < before["held_out_spectral"]
 
 
+def test_the_backbone_learns_phases_before_the_head_learns_anything(recorded: Path) -> None:
+    trainer = vocoder_trainer(recorded)
+    head = [parameter.clone() for parameter in trainer.vocoder.head.parameters()]
+
+    errors = [trainer.step(step, BACKBONE)["phases"] for step in range(60)]
+
+    assert np.mean(errors[-10:]) < 0.9 * np.mean(errors[:10])
+    assert all(map(torch.equal, head, trainer.vocoder.head.parameters()))
+
+
 def test_discriminators_join_after_their_share_of_the_plan(recorded: Path) -> None:
     trainer = vocoder_trainer(recorded)
     before = [parameter.clone() for parameter in trainer.discriminators.parameters()]
 
-    assert "disbelief" not in trainer.step(0, VOCODER.spectral_share - 0.01)
+    assert "disbelief" not in trainer.step(0, CONTESTED - 0.01)
     assert all(map(torch.equal, before, trainer.discriminators.parameters()))
 
-    assert trainer.step(1, VOCODER.spectral_share)["disbelief"] > 0
+    assert trainer.step(1, CONTESTED)["disbelief"] > 0
     assert not any(map(torch.equal, before, trainer.discriminators.parameters()))
 
 
@@ -104,7 +116,7 @@ def test_the_vocoder_learns_from_the_discriminators(recorded: Path) -> None:
     deaf = replace(VOCODER, feature_weight=0.0, disbelief_weight=0.0)
     hearing, alone = vocoder_trainer(recorded), vocoder_trainer(recorded, deaf)
 
-    gradients = [trainer.step(0, 0.5)["gradient"] for trainer in (hearing, alone)]
+    gradients = [trainer.step(0, CONTESTED)["gradient"] for trainer in (hearing, alone)]
 
     assert gradients[0] != pytest.approx(gradients[1], rel=1e-4)
 
@@ -117,4 +129,4 @@ def test_a_vocoder_hears_what_the_autoencoder_gives_back(recorded: Path, tmp_pat
     worse, better = through.judge()["held_out_nepers"], vocoder_trainer(recorded).judge()["held_out_nepers"]
 
     assert worse != better
-    assert through.step(0, 0.0)["mel"] > 0
+    assert through.step(0, SPECTRAL)["mel"] > 0

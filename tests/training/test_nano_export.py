@@ -51,7 +51,7 @@ def test_what_is_trained_fits_a_checkpoint(tmp_path: Path) -> None:
         model = Model(VOCABULARY)
     parts = (build_dcae(autoencoder.CONFIG), build_vocoder(vocoder.CONFIG), model)
     weights = sum(parameter.numel() for part in parts for parameter in part.parameters())
-    assert 2 * weights < 0.99 * MOST_BYTES  # float16, beside configs and vocabularies
+    assert 2 * weights < 0.995 * MOST_BYTES  # float16, beside configs and vocabularies
 
 
 def test_every_stage_reads_what_an_earlier_one_writes(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Train the mel autoencoder: `python -m training.nano.autoencoder --data DIR --out DIR --minutes 40`.
 
 It is diffusers' AutoencoderDC as the engine builds it. It learns to give back the log-mel from latents that have unit
-variance in the engine's normalisation, and noise on them: so that diffusion finds them smooth and forgiving.
+variance in the engine's normalisation, and noise on them: so that diffusion finds them smooth and forgiving. Its
+decoder adds the clock that the vocoder goes by (see `phases`).
 """
 
 import argparse
@@ -33,6 +34,7 @@ from training.nano.loop import (
     train,
 )
 from training.nano.modules import start, store
+from training.nano.phases import clock
 
 # Without shortcuts around the latents their scale is that of two convolutions, and can be set exactly. Without blocks
 # at full resolution three quarters of the work are saved at no loss that could be heard.
@@ -93,7 +95,7 @@ class AutoencoderTrainer:
         with torch.autocast(self.device.type, torch.bfloat16):
             latents = encode(self.dcae, mel)
             noise = noise_levels * torch.randn(latents.shape, generator=torch_generator(rng))
-            found = decode(self.dcae, latents + noise.to(self.device))
+            found = without_clock(decode(self.dcae, latents + noise.to(self.device)))
         error = mel_loss(found, mel)
         variance, mean = torch.var_mean(latents, dim=(0, 2, 3))
         unit = (mean.square() + (variance.sqrt() - 1).square()).mean()
@@ -119,7 +121,7 @@ class AutoencoderTrainer:
         latents = encode(self.dcae, mel)
         deviation, mean = torch.std_mean(latents, dim=(0, 2, 3))
         return {
-            "held_out_nepers": audible_error(decode(self.dcae, latents), mel).item(),
+            "held_out_nepers": audible_error(without_clock(decode(self.dcae, latents)), mel).item(),
             "latents_off_mean": mean.abs().amax().item(),
             "latents_off_unit": (deviation - 1).abs().amax().item(),
         }
@@ -181,6 +183,11 @@ def decode(dcae: AutoencoderDC, latents: Tensor) -> Tensor:
     raw = latents / LATENT_SCALE + LATENT_SHIFT
     image: Tensor = dcae.decoder(raw.contiguous(memory_format=torch.channels_last))
     return (image.float() * 0.5 + 0.5) * (MEL_MAX - MEL_MIN) + MEL_MIN
+
+
+def without_clock(mel: Tensor) -> Tensor:
+    """What `decode` answers, without the decoder's clock."""
+    return mel - clock(mel.shape[-1], mel.device)
 
 
 def load_dcae(folder: Path) -> AutoencoderDC:

@@ -1,7 +1,8 @@
 """Train the vocoder: `python -m training.nano.vocoder --data DIR --out DIR --minutes 120 [--through DIR]`.
 
-It is the engine's Vocoder. It learns from spectral losses alone at first, then against discriminators as well.
-With `--through` it hears mels that the autoencoder exported in that folder gave back, as it will in use.
+It is the engine's Vocoder. At first its backbone alone learns the phases of steady tones (see `phases`), which is a
+fraction of the work; then all of it learns those and spectra, and at last against discriminators as well. With
+`--through` it hears mels that the autoencoder exported in that folder gave back, as it will in use.
 """
 
 import argparse
@@ -12,14 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderDC
-from torch import Tensor
+from torch import Tensor, nn
 
 from acestep_engine.checkpoint import VOCODER
 from acestep_engine.devices import pick_device
 from acestep_engine.model.autoencoder import build_vocoder
 from acestep_engine.model.mel import LogMel, MelConfig
 from acestep_engine.model.vocoder import ConvNeXtBlock, ResBlock, Vocoder
-from acestep_engine.params import MEL_FRAMES_PER_LATENT
+from acestep_engine.params import MEL_FRAMES_PER_LATENT, MEL_HOP_SAMPLES
 from training.nano.autoencoder import decode, encode, load_dcae
 from training.nano.codec_data import Recordings, Segments, held_out_recordings, training_recordings
 from training.nano.codec_losses import SpectralLoss, audible_error, mel_loss
@@ -34,21 +35,22 @@ from training.nano.loop import (
     train,
 )
 from training.nano.modules import start, store
+from training.nano.phases import Phases, clock
 
-# The kernel of 15 lets the backbone hear three quarters of a second on either side for next to no work: where a note
-# began and how it decays is all that tells the phase of a steady tone.
+# The backbone, which is next to no work, tells notes from each other: its kernel of 15 hears half a second on either
+# side, and its last blocks are wide.
 CONFIG: dict[str, Any] = {
     "input_channels": 128,
-    "depths": [1, 2, 3, 1],
-    "dims": [80, 112, 144, 176],
+    "depths": [1, 1, 2, 2],
+    "dims": [96, 128, 192, 256],
     "drop_path_rate": 0.0,
     "kernel_sizes": [15],
     "upsample_rates": [8, 8, 4, 2],
     "upsample_kernel_sizes": [16, 16, 8, 4],
     "resblock_kernel_sizes": [3, 7],
     "resblock_dilation_sizes": [[1, 3], [1, 3]],
-    "num_mels": 176,
-    "upsample_initial_channel": 256,
+    "num_mels": 256,
+    "upsample_initial_channel": 192,
     "use_template": False,
     "pre_conv_kernel_size": 3,
     "post_conv_kernel_size": 7,
@@ -69,12 +71,17 @@ class Settings:
 
     segments: int = 4
     frames: int = 32
+    backbone: tuple[int, int] = (8, 128)  # (segments, mel frames) of a step of the backbone alone
     judged: tuple[int, int] = (16, 64)  # (segments, mel frames)
     highest_rate: float = 1e-3
+    backbone_rate: float = 3e-3
     discriminator_rate: float = 3e-4
-    spectral_share: float = 0.35  # of the plan: after it the discriminators join
-    mel_weight: float = 2.0
-    spectral_weight: float = 1.0
+    backbone_share: float = 0.3  # of the plan: after it all of the vocoder learns
+    spectral_share: float = 0.7  # of the plan: after it the discriminators join
+    mel_noise: float = 0.05  # nepers, while the backbone learns from true mels
+    phase_weight: float = 10.0
+    mel_weight: float = 1.0
+    spectral_weight: float = 0.5
     feature_weight: float = 2.0
     disbelief_weight: float = 0.5
     latent_noise: float = 0.15  # as in the autoencoder's training, with --through
@@ -96,11 +103,15 @@ class VocoderTrainer:
         self.recordings, self.held_out = recordings, held_out
         self.device = recordings.device
         self.vocoder = started_vocoder(config, settings.seed).to(self.device)
+        self.log_mel, self.spectral_loss = LogMel(MelConfig()).to(self.device), SpectralLoss().to(self.device)
+        self.phases = Phases().to(self.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             self.discriminators = Discriminators().to(self.device)
-        self.log_mel, self.spectral_loss = LogMel(MelConfig()).to(self.device), SpectralLoss().to(self.device)
-        self.optimizer = torch.optim.AdamW(self.vocoder.parameters(), betas=(0.8, 0.99), weight_decay=0.01, fused=True)
+            self.reading = nn.Linear(config["dims"][-1], 2 * self.phases.bins).to(self.device)  # of the backbone
+        self.optimizer = torch.optim.AdamW(
+            [*self.vocoder.parameters(), *self.reading.parameters()], betas=(0.8, 0.99), weight_decay=0.01, fused=True
+        )
         self.opponent = torch.optim.AdamW(
             self.discriminators.parameters(), betas=(0.8, 0.99), weight_decay=0.01, fused=True
         )
@@ -109,6 +120,8 @@ class VocoderTrainer:
     def step(self, step: int, progress: float) -> dict[str, float]:
         settings = self.settings
         rng = step_generator(settings.seed, step)
+        if progress < settings.backbone_share:
+            return self._step_of_backbone(rng, step, progress / settings.backbone_share)
         segments = self.recordings.draw(rng, settings.segments, settings.frames, self.context)
         real = segments.audio.flatten(0, 1)[:, None]  # (2B, 1, N)
         contested = progress >= settings.spectral_share
@@ -116,8 +129,9 @@ class VocoderTrainer:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=not contested):
             made = self._make(self._mel(segments, rng)).float()
         heard = made.detach().requires_grad_()  # so that both sides of the contest share one pass
-        losses = self._spectral(heard, segments, real)
-        (settings.mel_weight * losses["mel"] + settings.spectral_weight * losses["spectral"]).backward()
+        losses = self._spectral(heard, segments, real) | {"phases": self._phase_error(heard, real, self.context)}
+        weights = {"mel": settings.mel_weight, "spectral": settings.spectral_weight, "phases": settings.phase_weight}
+        torch.stack([weight * losses[name] for name, weight in weights.items()]).sum().backward()
         if contested:
             losses |= self._contest(heard, real, step, progress)
         set_learning_rate(self.optimizer, learning_rate(settings.highest_rate, step, progress))
@@ -139,12 +153,17 @@ class VocoderTrainer:
         count, frames = self.settings.judged
         context = _context(self.vocoder, frames)
         segments = self.held_out.draw(step_generator(self.settings.seed, 2**40), count, frames, context)
-        mel = segments.mel if self.through is None else decode(self.through, encode(self.through, segments.mel))
+        mel = (
+            _with_clock(segments.mel)
+            if self.through is None
+            else decode(self.through, encode(self.through, segments.mel))
+        )
         made = self.vocoder(mel.flatten(0, 1), context, context + frames)
         expected, found = (self.log_mel(audio) for audio in (segments.audio, made.view_as(segments.audio)))
         return {
             "held_out_nepers": audible_error(found, expected).item(),
             "held_out_spectral": self.spectral_loss(made, segments.audio.flatten(0, 1)[:, None]).item(),
+            "held_out_phases": self._phase_error(made, segments.audio.flatten(0, 1)[:, None], context).item(),
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -158,10 +177,32 @@ class VocoderTrainer:
         """Write `music_vocoder`."""
         store(self.vocoder, self.config, folder / VOCODER)
 
+    def _step_of_backbone(self, rng: np.random.Generator, step: int, progress: float) -> dict[str, float]:
+        """Read the compressed spectra of steady tones off the features of every mel frame."""
+        settings = self.settings
+        segments = self.recordings.draw(rng, *settings.backbone)
+        wanted = self.phases.of_mel_frames(segments.audio.flatten(0, 1))
+        noise = torch.randn(segments.mel.shape, generator=torch_generator(rng)).to(self.device)
+        mel = _with_clock(segments.mel + settings.mel_noise * noise).flatten(0, 1)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            read = self.reading(self.vocoder.backbone(mel).mT).float()  # (2B, T, 2 * bins)
+        loss = wanted.distance(torch.view_as_complex(read.unflatten(-1, (-1, 2))).mT)
+        set_learning_rate(self.optimizer, learning_rate(settings.backbone_rate, step, progress))
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.vocoder.parameters(), 1.0)
+        self.optimizer.step()
+        return {"phases": loss.item(), "gradient": norm.item()}
+
+    def _phase_error(self, made: Tensor, real: Tensor, context: int) -> Tensor:
+        """Of audio (2B, 1, N) that begins behind so many frames of context."""
+        wanted = self.phases.wanted(real[:, 0], context * MEL_HOP_SAMPLES)
+        return wanted.distance(self.phases(made[:, 0]))
+
     def _mel(self, segments: Segments, rng: np.random.Generator) -> Tensor:
         """What the vocoder is to hear of the segments, (B, 2, 128, T)."""
         if self.through is None:
-            return segments.mel
+            return _with_clock(segments.mel)
         with torch.no_grad():
             latents = encode(self.through, segments.mel)
             level = self.settings.latent_noise * float(rng.random())
@@ -196,12 +237,17 @@ class VocoderTrainer:
         }
 
 
-_LEARNING = ("vocoder", "discriminators", "optimizer", "opponent")
+_LEARNING = ("vocoder", "reading", "discriminators", "optimizer", "opponent")
 
 
 def _context(vocoder: Vocoder, frames: int) -> int:
     """Frames on either side of so many: at least all that it hears, and in all a whole number of latent frames."""
     return vocoder.halo + -(frames + 2 * vocoder.halo) % MEL_FRAMES_PER_LATENT // 2
+
+
+def _with_clock(mel: Tensor) -> Tensor:
+    """As the autoencoder's decoder gives it."""
+    return mel + clock(mel.shape[-1], mel.device)
 
 
 def started_vocoder(config: dict[str, Any], seed: int) -> Vocoder:

@@ -1,0 +1,123 @@
+"""The phases of steady tones that a vocoder can know, which hears magnitudes, and a clock.
+
+Under a steady tone its input never changes, so that convolutions would repeat themselves with every mel frame: tones
+would fall on multiples of 86 Hz, or be noise. So the autoencoder's decoder adds a pattern to its log-mel, which says
+where each mel frame lies in its latent frame of 93 ms, and within a latent frame tones can go on. Their phases are
+fixed where its middle is; between two latent frames a tone jumps, unless its frequency is a multiple of 10.8 Hz. High
+tones are moved to the nearest one, by up to an eighth of a semitone, lower ones by less.
+
+A loss that names these phases is learnt in minutes, and one that leaves them open, as those of spectra do, in days.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from acestep_engine.params import MEL_FRAMES_PER_LATENT, MEL_HOP_SAMPLES, MODEL_SAMPLE_RATE_HZ
+
+CLOCK_NEPERS = 4.0
+WINDOW = 2048  # that of the log-mel
+HIGHEST_HZ = 4000.0  # above it a mel band is too wide to tell a tone's frequency
+MOVED_HZ = 800.0  # from here on tones are moved all the way
+DELAY_S_PER_HZ = 1e-6  # partials in phase would be one loud stroke
+STEADY_HZ = 6.0  # what the frequency of a tone may differ between neighbouring frames, and bins
+SOFTEST = 1e-4  # amplitude
+RANGE = 1e-3  # of the loudest
+COMPRESSION = 0.4  # of magnitudes: soft tones count as well
+MIDDLE = (WINDOW - 1) / 2  # of a frame, from its first sample
+LATENT_SAMPLES = MEL_FRAMES_PER_LATENT * MEL_HOP_SAMPLES
+
+
+def clock(frames: int, device: torch.device | None = None) -> Tensor:
+    """What the decoder adds to a log-mel, (128, frames), in nepers: stripes that say the frame's place among eight."""
+    band, frame = torch.arange(128, device=device)[:, None], torch.arange(frames, device=device)
+    period = MEL_FRAMES_PER_LATENT
+    stripes = (band % period == frame % period).float()
+    return CLOCK_NEPERS * (period * stripes - 1) / (period - 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Steady:
+    """Compressed spectra (B, bins, frames), complex, as a vocoder is to make them, and where there are steady tones."""
+
+    values: Tensor
+    tones: Tensor
+
+    def distance(self, found: Tensor) -> Tensor:
+        """The mean error of compressed spectra, beside the tones' mean size: silence has 1."""
+        error = (torch.view_as_real(found - self.values).square().sum(-1) + 1e-7).sqrt()
+        return (error * self.tones).sum() / ((self.values.abs() * self.tones).sum() + 1e-3)
+
+
+class Phases(nn.Module):
+    """Spectra up to 4 kHz in frames of 2048 samples, 512 apart. Frame m of audio begins at its sample 512 m."""
+
+    window: Tensor
+    slope: Tensor
+    to_middle: Tensor
+    hz: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        angle = 2 * math.pi * (torch.arange(WINDOW) + 0.5) / WINDOW
+        bins = torch.arange(int(HIGHEST_HZ * WINDOW / MODEL_SAMPLE_RATE_HZ))
+        self.register_buffer("window", 0.5 - 0.5 * angle.cos(), persistent=False)
+        self.register_buffer("slope", math.pi / WINDOW * angle.sin(), persistent=False)  # of the window, per sample
+        turn = 2 * math.pi * MIDDLE / WINDOW * bins
+        self.register_buffer("to_middle", torch.polar(torch.ones(len(bins)), turn), persistent=False)
+        self.register_buffer("hz", bins * MODEL_SAMPLE_RATE_HZ / WINDOW, persistent=False)
+
+    @property
+    def bins(self) -> int:
+        return len(self.hz)
+
+    def forward(self, audio: Tensor) -> Tensor:
+        """Compressed spectra (B, bins, frames) of audio (B, N); phases are those at the middle of a frame."""
+        values = self._spectra(audio, self.window)
+        return values * (torch.view_as_real(values).square().sum(-1) + 1e-8).pow((COMPRESSION - 1) / 2)
+
+    @torch.no_grad()
+    def of_mel_frames(self, audio: Tensor) -> Steady:
+        """What to make where the log-mel of audio (B, N) has its frames; a latent frame begins with the first."""
+        margin = (WINDOW - MEL_HOP_SAMPLES) // 2
+        return self.wanted(F.pad(audio[:, None], (margin, margin), mode="reflect")[:, 0], -margin)
+
+    @torch.no_grad()
+    def wanted(self, audio: Tensor, first_sample: int) -> Steady:
+        """What to make of audio (B, N) that begins so many samples behind the beginning of a latent frame."""
+        spectra = self._spectra(audio, self.window)
+        size = spectra.abs()
+        # The frequency at which each bin turns (Auger and Flandrin 1995): that of the tone it belongs to.
+        hz = self.hz[:, None] - (self._spectra(audio, self.slope) / (spectra + 1e-9)).imag * (
+            MODEL_SAMPLE_RATE_HZ / (2 * math.pi)
+        )
+        loud = (size > RANGE * size.amax((1, 2), keepdim=True)) & (size > SOFTEST)
+        near = (hz - self.hz[:, None]).abs() < 1.6 * MODEL_SAMPLE_RATE_HZ / WINDOW
+        middles = first_sample + MIDDLE + MEL_HOP_SAMPLES * torch.arange(size.shape[-1], device=audio.device)
+        phase = _phase(hz, middles)
+        tones = loud & near & _like_a_neighbour(hz, 1) & _like_a_neighbour(hz, 2)
+        return Steady(torch.polar(size.pow(COMPRESSION), phase), tones)
+
+    def _spectra(self, audio: Tensor, window: Tensor) -> Tensor:
+        """About the amplitudes of sines."""
+        values = torch.stft(audio, WINDOW, MEL_HOP_SAMPLES, window=window, center=False, return_complex=True)
+        return values[:, : self.bins] * self.to_middle[:, None] / (WINDOW / 2)
+
+
+def _phase(hz: Tensor, samples: Tensor) -> Tensor:
+    """The phases of tones (B, bins, frames) at samples (frames,) counted from the beginning of a latent frame."""
+    seconds = (samples % LATENT_SAMPLES - LATENT_SAMPLES / 2) / MODEL_SAMPLE_RATE_HZ  # from its middle
+    grid_hz = MODEL_SAMPLE_RATE_HZ / LATENT_SAMPLES
+    moved = hz + (hz / MOVED_HZ).clamp(0, 1) * ((hz / grid_hz).round() * grid_hz - hz)
+    return 2 * math.pi * moved * seconds + math.pi * DELAY_S_PER_HZ * hz.square()
+
+
+def _like_a_neighbour(hz: Tensor, dim: int) -> Tensor:
+    """Where a frequency is about that of the one before or after it along a dimension."""
+    alike = hz.diff(dim=dim).abs() < STEADY_HZ
+    before = F.pad(alike, (0, 0, 0, 1) if dim == 1 else (0, 1))
+    after = F.pad(alike, (0, 0, 1, 0) if dim == 1 else (1, 0))
+    return before | after
