@@ -68,7 +68,8 @@ async def read_order(request: Request, intake: Intake, *, can_stream: bool = Fal
     _check_callback(service, asked)
     found = await find_source(service, body, asked)
     rules = RouteRules(limits.batch_size, intake.usual_task, intake.defaults)
-    resolved = resolve(asked, found, rules, await find_adapter(service, asked))
+    adapter = await find_adapter(service, asked, found.song if found is not None else None)
+    resolved = resolve(asked, found, rules, adapter)
     needs_source = resolved.songs[0].task in SOURCE_TASKS
     submission = Submission(
         request_id=request_id_of(request),

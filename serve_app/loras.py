@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from acestep_engine.params import Adapter
+from acestep_engine.params import Adapter, GenerationParams
 from serve_app.fields import NO_ADAPTER, InvalidRequestError, invalid
 from serve_app.printable import show
 from serve_app.schemas import GenerateRequest
@@ -14,11 +14,18 @@ DIGEST = re.compile(r"[0-9a-f]{16,64}")
 DIGEST_LETTERS = 16  # as many as params_json names
 
 
-async def find_adapter(service: Service, asked: GenerateRequest) -> Adapter | None:
-    """The adapter as it is registered now. Raises InvalidRequestError, which lists the names that there are."""
-    if asked.lora_name_or_path == NO_ADAPTER:
+async def find_adapter(service: Service, asked: GenerateRequest, song: GenerationParams | None) -> Adapter | None:
+    """The adapter as it is registered now: the one asked for, else that of the earlier `song` it begins from.
+
+    Raises InvalidRequestError, which lists the names that there are.
+    """
+    wanted, weight = asked.lora_name_or_path, asked.lora_weight
+    if song is not None and song.adapter is not None and FIELD not in asked.model_fields_set:
+        wanted = name_of(song.adapter)
+        weight = weight if "lora_weight" in asked.model_fields_set else song.adapter.weight
+    if wanted == NO_ADAPTER:
         return None
-    name, at, digest = asked.lora_name_or_path.partition("@")
+    name, at, digest = wanted.partition("@")
     registered = {info.name: info for info in await service.job_manager.loras()}
     info = registered.get(name)
     if info is None:
@@ -26,8 +33,8 @@ async def find_adapter(service: Service, asked: GenerateRequest) -> Adapter | No
         raise invalid(FIELD, f"{show(name)} is not a registered adapter; there are {names}")
     if at and (DIGEST.fullmatch(digest) is None or not info.digest.startswith(digest)):
         registered_as = f"{name}@{info.digest[:DIGEST_LETTERS]}"
-        raise invalid(FIELD, f"{show(asked.lora_name_or_path)} is not what is registered, which is {registered_as}")
-    return Adapter(info.name, info.digest, info.path, asked.lora_weight)
+        raise invalid(FIELD, f"{show(wanted)} is not what is registered, which is {registered_as}")
+    return Adapter(info.name, info.digest, info.path, weight)
 
 
 def name_of(adapter: Adapter) -> str:

@@ -80,7 +80,7 @@ def resolve(
     if task in RETAKE_SEED_TASKS:
         decided["retake_seeds"] = _listed(retake_seeds, one_is_enough=False)
     if adapter is not None:
-        decided["lora_name_or_path"] = name_of(adapter)
+        decided |= {"lora_name_or_path": name_of(adapter), "lora_weight": adapter.weight}
     request_json = request.model_dump(mode="json") | decided
     if "min_guidance_scale" not in request.model_fields_set and request.min_guidance_scale > request.guidance_scale:
         del request_json["min_guidance_scale"]  # explicit, it would be refused

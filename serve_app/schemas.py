@@ -125,8 +125,9 @@ class GenerateRequest(BaseModel):
     lora_name_or_path: AdapterName = Field(
         NO_ADAPTER,
         max_length=256,
-        description="A registered LoRA adapter, see /loras; none for none. `name@digest` says also which content it "
-        "must have (16 or more of its hexadecimal digits), as params_json does.",
+        description="A registered LoRA adapter, see /loras; none for none, and unless given that of the song in "
+        "source_request_id. `name@digest` says also which content it must have (16 or more of its hexadecimal digits), "
+        "as params_json does.",
     )
     lora_weight: Number = Field(
         1.0, ge=-3, le=3, description="Strength of the adapter; 0 is exactly the model without it."

@@ -150,3 +150,27 @@ async def test_a_request_for_other_content_than_is_registered_is_refused(client:
         response = await client.post("/generate_music_async", json={"lora_name_or_path": f"rap@{suffix}"})
         assert response.status_code == status
         assert status == 202 or f"rap@{digest[:16]}" in response.json()["detail"]
+
+
+async def test_a_song_from_an_earlier_one_keeps_its_adapter_unless_it_says_otherwise(
+    client: httpx.AsyncClient, jobs: MemoryJobs
+) -> None:
+    await register(client)
+    sung = (await client.post("/generate_music", json={"lora_name_or_path": "rap", "lora_weight": 0.3})).json()
+
+    async def adapted(**fields: object) -> tuple[str, float] | None:
+        asked = {"task": "retake", "source_request_id": sung["request_id"], **fields}
+        accepted = (await client.post("/generate_music_async", json=asked)).json()
+        submission = jobs.submissions[accepted["request_id"]]
+        again = (await client.post("/generate_music_async", json=submission.request_json)).json()
+        assert jobs.submissions[again["request_id"]].songs == submission.songs
+        adapter = submission.songs[0].adapter
+        return None if adapter is None else (adapter.name, adapter.weight)
+
+    assert await adapted() == ("rap", 0.3)
+    assert await adapted(lora_weight=-1) == ("rap", -1.0)
+    assert await adapted(lora_name_or_path="none") is None
+    assert await adapted(lora_name_or_path="rap") == ("rap", 1.0)
+    await client.delete("/loras/rap", headers=KEY)
+    gone = await client.post("/generate_music_async", json={"task": "retake", "source_request_id": sung["request_id"]})
+    assert gone.json()["errors"][0]["field"] == "lora_name_or_path"
