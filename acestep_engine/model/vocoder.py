@@ -93,7 +93,8 @@ class ChannelNorm(nn.LayerNorm):
 class DepthwiseConv(nn.Conv1d):
     """A depthwise convolution over time that keeps the length, on (B, C, T).
 
-    As an image one pixel high in channels_last memory, (B, T, C): half the time on a CPU, and what the norm wants.
+    As an image one pixel high in channels_last memory, (B, T, C), which is what the norm wants: a block of 256 channels
+    takes four fifths of the time on a CPU.
     """
 
     def __init__(self, channels: int, kernel_size: int) -> None:

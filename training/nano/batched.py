@@ -1,5 +1,5 @@
 """Parts of the engine's transformer in the form that is trained: the same weights, the same figures, for songs of one
-length, with nothing in place, and several times cheaper to differentiate than the packed form that serves.
+length, with nothing in place. A step of training takes about three quarters of what the packed form takes.
 """
 
 from collections.abc import Sequence

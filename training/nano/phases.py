@@ -4,9 +4,10 @@ Under a steady tone its input never changes, so that convolutions would repeat t
 would fall on multiples of 86 Hz, or be noise. So the autoencoder's decoder adds a pattern to its log-mel, which says
 where each mel frame lies in its latent frame of 93 ms, and within a latent frame tones can go on. Their phases are
 fixed where its middle is; between two latent frames a tone jumps, unless its frequency is a multiple of 10.8 Hz. High
-tones are moved to the nearest one, by up to an eighth of a semitone, lower ones by less.
+tones are moved to the nearest one, lower ones part of the way, none by more than an eighth of a semitone.
 
-A loss that names these phases is learnt in minutes, and one that leaves them open, as those of spectra do, in days.
+Losses of spectra, which leave the phases open, led to noise: held-out renderings of 25 dB tonal to noise had -0.7 dB
+after 1,800 steps. With phases that are named they had 7.9 dB after 600, once the backbone had learnt them alone.
 """
 
 import math
@@ -16,10 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from acestep_engine.model.mel import MelConfig
 from acestep_engine.params import MEL_FRAMES_PER_LATENT, MEL_HOP_SAMPLES, MODEL_SAMPLE_RATE_HZ
 
+MEL = MelConfig()
+WINDOW = MEL.win_length
 CLOCK_NEPERS = 4.0
-WINDOW = 2048  # that of the log-mel
 HIGHEST_HZ = 4000.0  # above it a mel band is too wide to tell a tone's frequency
 MOVED_HZ = 800.0  # from here on tones are moved all the way
 DELAY_S_PER_HZ = 1e-6  # partials in phase would be one loud stroke
@@ -33,7 +36,7 @@ LATENT_SAMPLES = MEL_FRAMES_PER_LATENT * MEL_HOP_SAMPLES
 
 def clock(frames: int, device: torch.device | None = None) -> Tensor:
     """What the decoder adds to a log-mel, (128, frames), in nepers: stripes that say the frame's place among eight."""
-    band, frame = torch.arange(128, device=device)[:, None], torch.arange(frames, device=device)
+    band, frame = torch.arange(MEL.n_mels, device=device)[:, None], torch.arange(frames, device=device)
     period = MEL_FRAMES_PER_LATENT
     stripes = (band % period == frame % period).float()
     return CLOCK_NEPERS * (period * stripes - 1) / (period - 1)
