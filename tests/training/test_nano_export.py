@@ -9,7 +9,7 @@ import torch
 from acestep_engine.checkpoint import AUTOENCODER, COMPONENTS, NANO_PATH, VOCODER, missing_parts
 from acestep_engine.model.autoencoder import build_dcae, build_vocoder
 from training.nano import autoencoder, export, vocoder
-from training.nano.__main__ import stages
+from training.nano.__main__ import TORCHRUN, stages
 from training.nano.export import MOST_BYTES, assemble
 from training.nano.tokenizer import VOCABULARY
 from training.nano.transformer import Model
@@ -61,3 +61,11 @@ def test_every_stage_reads_what_an_earlier_one_writes(tmp_path: Path) -> None:
         read = {"autoencoder": {"--data"}, "vocoder": {"--data", "--through"}, "latents": {"--autoencoder"}}
         assert {named[option] for option in read.get(stage.module, set())} <= written
         written |= {named[option] for option in ("--out", "--data") if option in named}
+
+
+def test_a_team_is_started_by_torchrun_and_a_process_alone_is_not(tmp_path: Path) -> None:
+    first, *_, last = stages(tmp_path, 1.0, processes=2)
+    assert first.command[1:3] == ["-m", "training.nano.codec_data"]
+    assert last.command[1:7] == ["-m", *TORCHRUN, "--nproc-per-node", "2", "-m"]
+    assert last.command[7] == "training.nano.transformer"
+    assert stages(tmp_path, 1.0)[-1].command[2] == "training.nano.transformer"

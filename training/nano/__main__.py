@@ -4,30 +4,48 @@ Stopped, by Ctrl-C or a signal, and started again, it goes on where it was. At t
 """
 
 import argparse
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from acestep_engine.devices import pick_device
 from training.nano.compose import FIRST_HELD_OUT_SEED
 from training.nano.export import assemble
 
 HELD_OUT_PIECES = 100
+CORES = len(os.sched_getaffinity(0))
+TORCHRUN = ("torch.distributed.run", "--standalone")  # whose port is a free one
 # Of the hours that learning takes. The rest, data and latents, takes half an hour of two cores.
 AUTOENCODER_SHARE, VOCODER_SHARE, TRANSFORMER_SHARE = 0.08, 0.30, 0.62
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A module to run with arguments."""
+    """A module to run with arguments, in one process or in a team of several."""
 
     title: str
     module: str
     arguments: tuple[str, ...]
+    processes: int = 1
+
+    @property
+    def command(self) -> list[str]:
+        team = (*TORCHRUN, "--nproc-per-node", str(self.processes), "-m") if self.processes > 1 else ()
+        return [sys.executable, "-m", *team, f"training.nano.{self.module}", *self.arguments]
+
+    def run(self) -> int:
+        """Its exit status."""
+        threads = {"OMP_NUM_THREADS": str(CORES // self.processes)} if self.processes > 1 else {}
+        return subprocess.run(self.command, env=os.environ | threads).returncode
 
 
-def stages(work: Path, hours: float, learning: tuple[str, ...] = ()) -> tuple[Stage, ...]:
-    """All that there is to do, in order; each does nothing that it has done before. `learning`: more for trainers."""
+def stages(work: Path, hours: float, learning: tuple[str, ...] = (), processes: int = 1) -> tuple[Stage, ...]:
+    """All that there is to do, in order; each does nothing that it has done before.
+
+    `learning`: more arguments for trainers; `processes`: the team of the transformer, which gains most from one.
+    """
     data, latents = str(work / "recordings"), work / "latents"
     codec, voice, model = (str(work / name) for name in ("autoencoder", "vocoder", "transformer"))
 
@@ -35,6 +53,7 @@ def stages(work: Path, hours: float, learning: tuple[str, ...] = ()) -> tuple[St
         return "--minutes", f"{60 * hours * share:g}", *learning
 
     encode = ("--autoencoder", codec, "--data")
+    learn = ("--data", str(latents), "--out", model)
     held_out = ("--first", str(FIRST_HELD_OUT_SEED), "--pieces", str(HELD_OUT_PIECES))
     return (
         Stage("render recordings", "codec_data", ("--data", data)),
@@ -42,7 +61,7 @@ def stages(work: Path, hours: float, learning: tuple[str, ...] = ()) -> tuple[St
         Stage("vocoder", "vocoder", ("--data", data, "--out", voice, "--through", codec, *plan(VOCODER_SHARE))),
         Stage("render latents", "latents", (*encode, str(latents / "train"))),
         Stage("render held-out latents", "latents", (*encode, str(latents / "held-out"), *held_out)),
-        Stage("transformer", "transformer", ("--data", str(latents), "--out", model, *plan(TRANSFORMER_SHARE))),
+        Stage("transformer", "transformer", (*learn, *plan(TRANSFORMER_SHARE)), processes),
     )
 
 
@@ -54,10 +73,10 @@ def main() -> None:
     parser.add_argument("--scale", type=int, default=1, help="times as much in every step: 8 for a large GPU (1)")
     options = parser.parse_args()
     learning = ("--scale", str(options.scale), *(() if options.device is None else ("--device", options.device)))
-    for stage in stages(options.work, options.hours, learning):
+    processes = min(2, CORES) if pick_device(options.device).type == "cpu" else 1
+    for stage in stages(options.work, options.hours, learning, processes):
         print(f"--- {stage.title}", flush=True)
-        code = subprocess.run([sys.executable, "-m", f"training.nano.{stage.module}", *stage.arguments]).returncode
-        if code != 0:
+        if (code := stage.run()) != 0:
             sys.exit(f"{stage.title} ended with {code}; the same command goes on from here")
     parts = [options.work / name for name in ("autoencoder", "vocoder", "transformer")]
     checkpoint = options.work / "nano"

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
+from acestep_engine.devices import keep_freed_memory
 from acestep_engine.model.autoencoder import LATENT_CHANNELS, LATENT_HEIGHT, SAMPLES_PER_LATENT
 from acestep_engine.model.mel import LogMel, MelConfig
 from training.nano.autoencoder import encode, load_dcae
@@ -89,6 +90,7 @@ def make_latents(autoencoder: Path, shards: list[Shard]) -> None:
 def _make_shard(job: tuple[Path, Shard]) -> Shard:
     folder, shard = job
     torch.set_num_threads(1)
+    keep_freed_memory()
     dcae, log_mel = load_dcae(folder), LogMel(MelConfig())
     latents, captions = [], []
     for seed in range(shard.first, shard.first + SHARD_PIECES):

@@ -20,8 +20,10 @@ import numpy as np
 import torch
 
 from acestep_engine.devices import keep_freed_memory
+from training.nano.team import Team
 
 STATE_FILE, LOG_FILE = "state.pt", "log.jsonl"
+ALONE = Team()
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,11 @@ class Trainer(Protocol):
         """Write what the engine loads."""
 
 
-def train(trainer: Trainer, folder: Path, plan: Plan) -> int:
+def train(trainer: Trainer, folder: Path, plan: Plan, team: Team = ALONE) -> int:
     """Train until the plan is done or SIGTERM or SIGINT comes; the number of steps taken in all, over all runs.
 
-    State, log and exported weights lie in `folder`, and an earlier run's state is gone on from.
+    State, log and exported weights lie in `folder`, and an earlier run's state is gone on from. In a team all go on and
+    stop with its first member, which alone writes.
     """
     folder.mkdir(parents=True, exist_ok=True)
     keep_freed_memory()
@@ -90,11 +93,13 @@ def train(trainer: Trainer, folder: Path, plan: Plan) -> int:
     losses = _Means()
     saved_at = time.monotonic()
     with _stop_on_signal() as stopping:
-        while not stopping and (progress := _progress(plan, step, trained_s)) < 1:
+        while (progress := team.follow_first(1.0 if stopping else _progress(plan, step, trained_s))) < 1:
             began = time.monotonic()
             losses.add(trainer.step(step, progress))
             step += 1
             trained_s += time.monotonic() - began
+            if team.rank > 0:
+                continue
             if step % plan.log_every_steps == 0:
                 _log(folder, step, trained_s, losses.take())
             if step % plan.judge_every_steps == 0:
@@ -102,6 +107,8 @@ def train(trainer: Trainer, folder: Path, plan: Plan) -> int:
             if time.monotonic() - saved_at > plan.save_every_s:
                 _save(folder, trainer, step, trained_s)
                 saved_at = time.monotonic()
+        if team.rank > 0:
+            return step
         _save(folder, trainer, step, trained_s)
         with _uncompiled():
             trainer.export(folder)
@@ -115,7 +122,14 @@ def learning_rate(highest: float, step: int, progress: float, warmup_steps: int 
     return highest * min(1.0, (step + 1) / warmup_steps) * (0.02 + 0.98 * fall)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+class Optimizer(Protocol):
+    """What has groups of parameters, each with its rate."""
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]: ...
+
+
+def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
     """For all parameters of the optimizer."""
     for group in optimizer.param_groups:
         group["lr"] = rate

@@ -28,6 +28,7 @@ from acestep_engine.model.transformer import Transformer
 from acestep_engine.text_encoder import build_umt5
 from training.nano.latents import LatentClips
 from training.nano.loop import (
+    ALONE,
     add_plan,
     learning_rate,
     plan_of,
@@ -36,7 +37,10 @@ from training.nano.loop import (
     torch_generator,
     train,
 )
+from training.nano.numbers import order_numbers
+from training.nano.optimizers import BlockOptimizer
 from training.nano.rows import TOKENS_PER_STEP, Rows, RowSource
+from training.nano.team import Team, join_team
 from training.nano.tokenizer import save_tokenizer, train_tokenizer
 from training.nano.trainable import compile_parts, initialise, make_trainable, published_weights
 
@@ -66,7 +70,8 @@ UMT5 = {
     "use_cache": False,
 }
 
-SIGMA_MEAN, SIGMA_STD = 0.4, 1.0  # of the logit; more noise than evenly, because sampling with shift 3 dwells there
+# Of the logit. More noise than evenly: sampling with shift 3 dwells there, and there the prompt is followed or not.
+SIGMA_MEAN, SIGMA_STD = 1.1, 1.2
 AVERAGING = 0.9995  # of the weights that are kept, a step
 RATE, WARMUP_STEPS, MAX_GRADIENT = 1e-3, 500, 1.0
 JUDGED_STEPS = 8
@@ -139,23 +144,27 @@ class Average:
 class TransformerTrainer:
     """See `loop.Trainer`."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, rows: RowSource, held_out: RowSource) -> None:
-        self._rows, self._held_out = rows, held_out
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, rows: RowSource, held_out: RowSource, team: Team = ALONE
+    ) -> None:
+        self._rows, self._held_out, self._team = rows, held_out, team
         self._tokens = len(tokenizer)
         torch.manual_seed(SEED)
         self._model = Model(len(tokenizer)).to(rows.device)
+        order_numbers(self._model.text.shared, tokenizer)
         self._average = Average(self._model)
         self._objective = Objective(self._model, LyricTokenizer.load(LYRICS))
-        self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=RATE, betas=(0.9, 0.99), weight_decay=0.01)
+        self._optimizer = BlockOptimizer(self._model, RATE)
 
     def step(self, step: int, progress: float) -> Mapping[str, float]:
         set_learning_rate(self._optimizer, learning_rate(RATE, step, progress, WARMUP_STEPS))
-        draw = step_generator(SEED, step)
+        draw = step_generator(SEED, self._team.share(step))
         rows = self._rows.draw(draw)
         with torch.autocast(self._rows.device.type, torch.bfloat16):
             loss = self._objective.loss(rows, torch_generator(draw))
         self._optimizer.zero_grad()
         loss.backward()
+        self._team.average_gradients(self._model.parameters())
         norm = nn.utils.clip_grad_norm_(self._model.parameters(), MAX_GRADIENT)
         self._optimizer.step()
         self._average.update(self._model, step)
@@ -227,15 +236,17 @@ def main() -> None:
     add_plan(parser)
     options = parser.parse_args()
     clips, held_out = LatentClips(options.data / "train"), LatentClips(options.data / "held-out")
+    team = join_team()
     folder = options.out / TEXT_ENCODER
-    if not (folder / "tokenizer.json").exists():
+    if team.rank == 0 and not (folder / "tokenizer.json").exists():
         save_tokenizer(train_tokenizer(clips.all_captions()), folder)
+    team.follow_first(0.0)  # until the tokenizer is there
     tokenizer = AutoTokenizer.from_pretrained(folder)
     device = pick_device(options.device)
     rows = RowSource(clips, tokenizer, device, options.scale * TOKENS_PER_STEP)
-    trainer = TransformerTrainer(tokenizer, rows, RowSource(held_out, tokenizer, device))
+    trainer = TransformerTrainer(tokenizer, rows, RowSource(held_out, tokenizer, device), team)
     trainer.compile()
-    train(trainer, options.out, plan_of(options))
+    train(trainer, options.out, plan_of(options), team)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from acestep_engine.download import REPOSITORY, Source
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LISTING = f"/api/models/{REPOSITORY}"
-VOCABULARY = (Path(__file__).parents[1] / "golden" / LYRIC_VOCABULARY).read_bytes()
+VOCABULARY = (Path(__file__).parents[2] / "golden" / LYRIC_VOCABULARY).read_bytes()
 WEIGHTS = "ace_step_transformer/diffusion_pytorch_model.safetensors"
 CONFIG = "umt5-base/config.json"
 
