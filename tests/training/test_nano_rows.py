@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from acestep_engine.lyrics import LyricTokenizer
+from tests.training.captions import tokenizer_of
 from training.nano.latents import LatentClips
 from training.nano.loop import step_generator
 from training.nano.rows import CROPS, TOKENS_PER_STEP, Rows, RowSource
-from training.nano.tokenizer import save_tokenizer, train_tokenizer
 from training.nano.transformer import LYRICS, Model, Objective
 
 CAPTIONS = [["piano, 90 bpm", "piano"], ["drums, 120 bpm", "a funk piece for guitar"]]
@@ -20,9 +20,7 @@ PIECE_FRAMES = 216
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    save_tokenizer(train_tokenizer(text for texts in CAPTIONS for text in texts * 9), folder)
-    return AutoTokenizer.from_pretrained(folder)
+    return tokenizer_of(CAPTIONS, tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture(scope="module")

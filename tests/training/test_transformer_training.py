@@ -11,14 +11,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
+from tests.training.captions import tokenizer_of
 from training.nano.__main__ import TORCHRUN
 from training.nano.latents import LatentClips
 from training.nano.numbers import order_numbers
 from training.nano.rows import RowSource
 from training.nano.team import Team
-from training.nano.tokenizer import save_tokenizer, train_tokenizer
 from training.nano.transformer import TransformerTrainer
 
 ROOT = Path(__file__).parents[2]
@@ -27,9 +27,7 @@ CAPTIONS = [[f"piano, {bpm} bpm"] for bpm in (70, 99, 100, 102, 140)]
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    save_tokenizer(train_tokenizer(text for texts in CAPTIONS for text in texts * 9), folder)
-    return AutoTokenizer.from_pretrained(folder)
+    return tokenizer_of(CAPTIONS, tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture(scope="module")

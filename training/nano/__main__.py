@@ -44,7 +44,7 @@ class Stage:
 def stages(work: Path, hours: float, learning: tuple[str, ...] = (), processes: int = 1) -> tuple[Stage, ...]:
     """All that there is to do, in order; each does nothing that it has done before.
 
-    `learning`: more arguments for trainers; `processes`: the team of the transformer, which gains most from one.
+    `learning`: more arguments for trainers; `processes`: those that train the transformer.
     """
     data, latents = str(work / "recordings"), work / "latents"
     codec, voice, model = (str(work / name) for name in ("autoencoder", "vocoder", "transformer"))

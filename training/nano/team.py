@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,9 @@ class Team:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         gradients = [parameter.grad for parameter in known if parameter.grad is not None]
-        whole = torch.cat([gradient.flatten() for gradient in gradients])
+        whole = parameters_to_vector(gradients)
         dist.all_reduce(whole)
-        whole /= self.size
-        for gradient, mean in zip(gradients, whole.split([one.numel() for one in gradients]), strict=True):
-            gradient.copy_(mean.view_as(gradient))
+        vector_to_parameters(whole / self.size, gradients)
 
     def follow_first(self, value: float) -> float:
         """What the first member calls this with."""

@@ -70,7 +70,7 @@ UMT5 = {
     "use_cache": False,
 }
 
-# Of the logit. More noise than evenly: sampling with shift 3 dwells there, and there the prompt is followed or not.
+# Of the logit. More noise than evenly: sampling with shift 3 dwells there, and a wrong tempo costs most there.
 SIGMA_MEAN, SIGMA_STD = 1.1, 1.2
 AVERAGING = 0.9995  # of the weights that are kept, a step
 RATE, WARMUP_STEPS, MAX_GRADIENT = 1e-3, 500, 1.0
