@@ -3,7 +3,17 @@
 import numpy as np
 
 from training.nano.compose import Wish, compose
-from training.nano.words import DRUM_WORDS, KEYS, LEAD_WORDS, NO_DRUM_WORDS, caption, tempo_words, vocabulary
+from training.nano.words import (
+    DRUM_WORDS,
+    KEYS,
+    LEAD_WORDS,
+    MODE_WORDS,
+    NO_DRUM_WORDS,
+    UNNAMED_KEY,
+    caption,
+    tempo_words,
+    vocabulary,
+)
 
 PIECES = [compose(seed, Wish(duration_s=4.0)) for seed in range(400)]
 RNG = np.random.Generator(np.random.PCG64(1))
@@ -46,6 +56,18 @@ def test_captions_say_nothing_untrue() -> None:
         assert all(int(word) == piece.bpm for word in words if word.isdigit())
         others = {name for family, names in LEAD_WORDS.items() if family != piece.lead for name in names}
         assert not set(tags) & others
+
+
+def test_a_mode_alone_is_that_of_c() -> None:
+    named = {f"{key} {mode}" for key in KEYS for mode in ("major", "minor")}
+    alone = {word for words in MODE_WORDS.values() for word in words}
+    keys: dict[bool, set[int]] = {True: set(), False: set()}  # by whether a caption names the key
+    for piece, text in CAPTIONS:
+        tags = {tag.removeprefix("key of ") for tag in text.split(", ")}
+        assert not (tags & named and tags & alone)
+        if tags & (named | alone):
+            keys[bool(tags & named)].add(piece.key)
+    assert keys == {True: set(range(12)), False: {UNNAMED_KEY}}
 
 
 def test_a_tempo_has_a_word_too() -> None:

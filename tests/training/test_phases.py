@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.nano.phases import DELAY_S_PER_HZ, LATENT_SAMPLES, Phases, clock
+from training.nano.phases import DELAY_S_PER_HZ, LATENT_SAMPLES, MOVED_HZ, Phases, clock
 
 RATE_HZ = 44_100
 LATENT_HZ = RATE_HZ / LATENT_SAMPLES
@@ -21,9 +21,9 @@ def tone(hz: float, phase: float = 1.0, samples: int = RATE_HZ) -> Tensor:
     return 0.1 * torch.cos(2 * math.pi * hz * torch.arange(samples).double() / RATE_HZ + phase).float()[None]
 
 
-def as_asked(hz: float, moved_hz: float, samples: int = RATE_HZ) -> Tensor:
-    """A tone whose phase is that of `hz` in the middle of each latent frame, and which turns at `moved_hz`."""
-    from_middle = torch.arange(samples).double() % LATENT_SAMPLES - LATENT_SAMPLES / 2
+def as_asked(hz: float, moved_hz: float, late: int, stretch: int = LATENT_SAMPLES, samples: int = RATE_HZ) -> Tensor:
+    """A tone that turns at `moved_hz`, whose phase is that of `hz` in the middle of each stretch of so many samples."""
+    from_middle = (torch.arange(samples).double() - late) % stretch - stretch / 2
     phase = 2 * math.pi * moved_hz * from_middle / RATE_HZ + math.pi * DELAY_S_PER_HZ * hz**2
     return 0.1 * phase.cos().float()[None]
 
@@ -37,18 +37,28 @@ def test_the_clock_tells_the_frames_of_a_latent_frame_apart_and_has_no_level() -
 
 
 def test_a_tone_on_the_grid_is_asked_for_as_it_is_but_for_its_phase(phases: Phases) -> None:
-    hz = 100 * LATENT_HZ  # 1077 Hz: nothing to move
-    wanted = phases.wanted(tone(hz), 0)
-    assert wanted.distance(phases(as_asked(hz, hz))) < 0.01
-    assert wanted.distance(phases(tone(hz))) > 0.5
-    torch.testing.assert_close(as_asked(hz, hz)[:, :-LATENT_SAMPLES], as_asked(hz, hz)[:, LATENT_SAMPLES:])  # no jump
+    hz = 90 * LATENT_HZ  # 969 Hz, in the fourth band from A4: nothing to move
+    wanted, asked = phases.wanted(tone(hz), 0), as_asked(hz, hz, late=9 % 8 * 512)
+    assert wanted.distance(phases(asked)) < 0.01
+    assert wanted.distance(phases(tone(hz, 3.0))) > 0.5
+    torch.testing.assert_close(asked[:, 512:-LATENT_SAMPLES], asked[:, 512 + LATENT_SAMPLES :])  # no jump
 
 
-def test_high_tones_are_moved_to_the_grid_and_low_ones_a_little(phases: Phases) -> None:
-    high, low = 100.3 * LATENT_HZ, 10.4 * LATENT_HZ
-    assert phases.wanted(tone(high), 0).distance(phases(as_asked(high, 100 * LATENT_HZ))) < 0.1
-    moved = low - low / 800 * 0.4 * LATENT_HZ
-    assert phases.wanted(tone(low), 0).distance(phases(as_asked(low, moved))) < 0.2  # it jumps between latent frames
+def test_tones_are_moved_to_the_grid_and_low_ones_a_little(phases: Phases) -> None:
+    middle, low = 90.3 * LATENT_HZ, 10.4 * LATENT_HZ  # in the fourth band above A4, and the sixth below
+    asked = as_asked(middle, 90 * LATENT_HZ, late=9 % 8 * 512)
+    assert phases.wanted(tone(middle), 0).distance(phases(asked)) < 0.1
+    moved = low - low / MOVED_HZ * 0.4 * LATENT_HZ
+    asked = as_asked(low, moved, late=-18 % 8 * 512)
+    assert phases.wanted(tone(low), 0).distance(phases(asked)) < 0.2  # it jumps once in a latent frame
+
+
+@pytest.mark.parametrize(("hz", "band", "halvings"), [(1500.0, 5, 1), (3000.0, 8, 2)])
+def test_phases_of_high_tones_are_fixed_more_often(phases: Phases, hz: float, band: int, halvings: int) -> None:
+    grid_hz = LATENT_HZ * 2**halvings
+    moved = round(hz / grid_hz) * grid_hz
+    asked = as_asked(hz, moved, late=3 * band % 8 * 512, stretch=LATENT_SAMPLES // 2**halvings)
+    assert phases.wanted(tone(hz), 0).distance(phases(asked)) < 0.1
 
 
 def test_silence_is_a_whole_error(phases: Phases) -> None:

@@ -11,8 +11,8 @@ from training.nano.score.drumming import compose_drums
 from training.nano.score.harmony import Chord, chord
 from training.nano.score.melody import compose_melody
 from training.nano.score.styles import STYLES, Style
-from training.nano.score.timing import Clock
-from training.nano.words import FAMILIES, GENRES
+from training.nano.score.timing import Clock, played_bpm
+from training.nano.words import FAMILIES, GENRES, UNNAMED_KEY
 
 FIRST_HELD_OUT_SEED = 10_000_000  # seeds below are for training
 _DENSITIES: tuple[Density, ...] = ("sparse", "medium", "busy")
@@ -90,11 +90,12 @@ def compose(seed: int, wish: Wish = Wish()) -> Piece:
     mode = wish.mode or rules.modes[int(rng.integers(len(rules.modes)))]
     density = wish.density or rules.densities[int(rng.integers(len(rules.densities)))]
     lead = wish.lead or FAMILIES[int(rng.integers(len(FAMILIES)))]
-    key = int(rng.integers(12)) if wish.key is None else wish.key
+    key = _draw_key(rng) if wish.key is None else wish.key
     has_drums = bool(rng.random() < style.drums) if wish.drums is None else wish.drums
     swing = style.swing
-    chords = _progression(style, key, mode, math.ceil(wish.duration_s * bpm / 240), rng)
-    parts = _arrange(style, rules, lead, density, has_drums, chords, Clock(bpm, swing), rng)
+    clock = Clock(played_bpm(bpm), swing)
+    chords = _progression(style, key, mode, math.ceil(wish.duration_s * clock.bpm / 240), rng)
+    parts = _arrange(style, rules, lead, density, has_drums, chords, clock, rng)
     heard = tuple(_until(part, wish.duration_s) for part in parts)
     reverb = rules.reverb or style.reverb
     return Piece(seed, wish.duration_s, bpm, key, mode, lead, has_drums, genre, mood, density, swing, reverb, heard)
@@ -109,6 +110,11 @@ def _draw_bpm(style: Style, mood: str | None, rng: np.random.Generator) -> int:
             (max(low, slowest), min(high, fastest)) if low <= fastest and slowest <= high else (slowest, fastest)
         )
     return int(rng.integers(low, high + 1))
+
+
+def _draw_key(rng: np.random.Generator) -> int:
+    """Any, and C more often: what captions with a mode alone mean."""
+    return UNNAMED_KEY if rng.random() < 0.25 else int(rng.integers(12))
 
 
 def _draw_mood(bpm: int, mode: Mode | None, density: Density | None, rng: np.random.Generator) -> str:

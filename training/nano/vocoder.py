@@ -79,9 +79,9 @@ class Settings:
     backbone_share: float = 0.3  # of the plan: after it all of the vocoder learns
     spectral_share: float = 0.7  # of the plan: after it the discriminators join
     mel_noise: float = 0.05  # nepers, while the backbone learns from true mels
-    phase_weight: float = 10.0
-    mel_weight: float = 1.0
-    spectral_weight: float = 0.5
+    phase_weight: float = 6.0
+    mel_weight: float = 2.0
+    spectral_weight: float = 1.0
     feature_weight: float = 2.0
     disbelief_weight: float = 0.5
     latent_noise: float = 0.15  # as in the autoencoder's training, with --through

@@ -8,6 +8,7 @@ FAMILIES = ("piano", "guitar", "organ", "strings", "brass", "flute", "synth", "m
 GENRES = ("pop", "rock", "jazz", "funk", "house", "techno", "ambient", "folk", "lo-fi", "reggae", "classical")
 MOODS = ("happy", "energetic", "calm", "dreamy", "warm", "sad", "dark", "dramatic")
 KEYS = ("c", "c sharp", "d", "e flat", "e", "f", "f sharp", "g", "a flat", "a", "b flat", "b")
+UNNAMED_KEY = 0  # a caption that tells the mode alone means this tonic
 
 # What a caption may call them. A word stands under one heading only: it always means the same sound.
 LEAD_WORDS: dict[str, tuple[str, ...]] = {
@@ -131,7 +132,8 @@ def _character(piece: Piece, rng: np.random.Generator) -> list[str]:
 
 
 def _mode(piece: Piece, rng: np.random.Generator) -> str:
-    if rng.random() < 0.7:
+    """The mode after its key, or alone if that is the one that goes without saying."""
+    if piece.key == UNNAMED_KEY and rng.random() < 0.7:
         return _pick(MODE_WORDS[piece.mode], rng)
     return _pick(("{key} {mode}", "key of {key} {mode}"), rng).format(key=KEYS[piece.key], mode=piece.mode)
 
