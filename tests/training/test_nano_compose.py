@@ -1,13 +1,18 @@
 """A composed piece is what it says it is: tempo, key, mode, lead and drums, from its first bar to its end."""
 
+import math
+
 import numpy as np
 import pytest
+import torch
 
+from acestep_engine.model.attention import rotary_angles
 from training.nano.compose import FIRST_HELD_OUT_SEED, Wish, compose
 from training.nano.instruments.drums import CLOSED_HAT, CRASH
 from training.nano.piece import Piece
 from training.nano.score.harmony import SCALES
-from training.nano.score.timing import played_bpm
+from training.nano.score.timing import bar_frames, played_bpm, tempo_number
+from training.nano.transformer import HEAD_DIM, ROPE_THETA
 from training.nano.words import FAMILIES, GENRES, MOODS
 
 PIECES = [compose(seed) for seed in (*range(150), *range(FIRST_HELD_OUT_SEED, FIRST_HELD_OUT_SEED + 50))]
@@ -43,11 +48,28 @@ def test_a_tempo_that_is_never_played_is_refused() -> None:
         compose(0, Wish(bpm=181))
 
 
-def test_bars_last_whole_latent_frames_at_about_the_tempo_asked_for() -> None:
+def test_rotary_positions_turn_once_twice_and_four_times_in_bars_of_about_the_tempo_asked_for() -> None:
+    cosines, sines = rotary_angles(2, HEAD_DIM, ROPE_THETA, torch.device("cpu"))
+    turned = torch.atan2(sines[1].abs(), cosines[1]).double()  # of every dimension, in a frame
     for bpm in range(60, 181):
-        frames = 240 / played_bpm(bpm) * 44_100 / 4096
-        assert frames == pytest.approx(round(frames))
-        assert abs(played_bpm(bpm) / bpm - 1) < 0.033
+        assert abs(played_bpm(bpm) / bpm - 1) < 0.035
+        bar = 240 / played_bpm(bpm) * 44_100 / 4096
+        assert bar == pytest.approx(bar_frames(bpm))
+        for turns in (1, 2, 4):
+            frames = bar / turns
+            if frames > 2 * math.pi:  # the fastest turns once in so many
+                assert (turned * frames / (2 * math.pi) - 1).abs().min() < 1e-5
+    assert len({tempo_number(bpm) for bpm in range(60, 181)}) == 17
+
+
+def test_each_bar_has_the_chord_that_is_played_in_it() -> None:
+    for piece in PIECES:
+        bar_s = 240 / played_bpm(piece.bpm)
+        assert len(piece.chords) == math.ceil(piece.duration_s / bar_s)
+        accompaniment = piece.part("chords")
+        assert accompaniment is not None
+        for note in accompaniment.notes:
+            assert note.pitch % 12 in piece.chords[int(note.start_s / bar_s + 1e-6)]
 
 
 def test_the_lead_plays_in_every_bar() -> None:

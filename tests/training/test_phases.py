@@ -14,18 +14,22 @@ LATENT_HZ = RATE_HZ / LATENT_SAMPLES
 
 @pytest.fixture(scope="module")
 def phases() -> Phases:
-    return Phases()
+    return Phases(2048, 150.0, 4000.0)
 
 
 def tone(hz: float, phase: float = 1.0, samples: int = RATE_HZ) -> Tensor:
     return 0.1 * torch.cos(2 * math.pi * hz * torch.arange(samples).double() / RATE_HZ + phase).float()[None]
 
 
-def as_asked(hz: float, moved_hz: float, late: int, stretch: int = LATENT_SAMPLES, samples: int = RATE_HZ) -> Tensor:
-    """A tone that turns at `moved_hz`, whose phase is that of `hz` in the middle of each stretch of so many samples."""
-    from_middle = (torch.arange(samples).double() - late) % stretch - stretch / 2
-    phase = 2 * math.pi * moved_hz * from_middle / RATE_HZ + math.pi * DELAY_S_PER_HZ * hz**2
-    return 0.1 * phase.cos().float()[None]
+def as_asked(hz: float, moved_hz: float, late: int, period: int = LATENT_SAMPLES, samples: int = RATE_HZ) -> Tensor:
+    """Tones of `moved_hz` under Hann windows of two periods, one a period, with the phase of `hz` in their middles."""
+    delay = math.pi * DELAY_S_PER_HZ * hz**2
+    audio = torch.zeros(samples).double()
+    for middle in range(late % period - period // 2 - period, samples + period, period):
+        away = torch.arange(samples).double() - middle
+        window = torch.where(away.abs() < period, (math.pi * away / (2 * period)).cos() ** 2, 0.0)
+        audio += window * (2 * math.pi * moved_hz * away / RATE_HZ + delay).cos()
+    return 0.1 * audio.float()[None]
 
 
 def test_the_clock_tells_the_frames_of_a_latent_frame_apart_and_has_no_level() -> None:
@@ -41,24 +45,51 @@ def test_a_tone_on_the_grid_is_asked_for_as_it_is_but_for_its_phase(phases: Phas
     wanted, asked = phases.wanted(tone(hz), 0), as_asked(hz, hz, late=9 % 8 * 512)
     assert wanted.distance(phases(asked)) < 0.01
     assert wanted.distance(phases(tone(hz, 3.0))) > 0.5
-    torch.testing.assert_close(asked[:, 512:-LATENT_SAMPLES], asked[:, 512 + LATENT_SAMPLES :])  # no jump
+    steady = asked[:, LATENT_SAMPLES:-LATENT_SAMPLES]
+    torch.testing.assert_close(steady[:, LATENT_SAMPLES:], steady[:, :-LATENT_SAMPLES], rtol=0, atol=1e-5)
 
 
-def test_tones_are_moved_to_the_grid_and_low_ones_a_little(phases: Phases) -> None:
-    middle, low = 90.3 * LATENT_HZ, 10.4 * LATENT_HZ  # in the fourth band above A4, and the sixth below
-    asked = as_asked(middle, 90 * LATENT_HZ, late=9 % 8 * 512)
-    assert phases.wanted(tone(middle), 0).distance(phases(asked)) < 0.1
-    moved = low - low / MOVED_HZ * 0.4 * LATENT_HZ
-    asked = as_asked(low, moved, late=-18 % 8 * 512)
-    assert phases.wanted(tone(low), 0).distance(phases(asked)) < 0.2  # it jumps once in a latent frame
+def test_a_tone_above_500_hz_is_moved_to_the_grid(phases: Phases) -> None:
+    asked = as_asked(90.3 * LATENT_HZ, 90 * LATENT_HZ, late=9 % 8 * 512)  # in the fourth band above A4
+    assert phases.wanted(tone(90.3 * LATENT_HZ), 0).distance(phases(asked)) < 0.01
 
 
-@pytest.mark.parametrize(("hz", "band", "halvings"), [(1500.0, 5, 1), (3000.0, 8, 2)])
-def test_phases_of_high_tones_are_fixed_more_often(phases: Phases, hz: float, band: int, halvings: int) -> None:
-    grid_hz = LATENT_HZ * 2**halvings
+@pytest.mark.parametrize(("lines", "band"), [(20.4, -3), (10.4, -6), (5.5, -9)])
+def test_a_low_tone_is_moved_a_little_and_parted_between_two_lines(lines: float, band: int) -> None:
+    long = Phases(8192, 40.0, 400.0)
+    hz = lines * LATENT_HZ
+    moved = hz + hz / MOVED_HZ * (round(lines) * LATENT_HZ - hz)
+    asked = as_asked(hz, moved, late=3 * band % 8 * 512, samples=2 * RATE_HZ)
+    wanted = long.wanted(tone(hz, samples=2 * RATE_HZ), 0)
+    assert wanted.tones.any()
+    assert wanted.distance(long(asked)) < 0.01
+    elsewhere = as_asked(hz, moved, late=3 * band % 8 * 512 + LATENT_SAMPLES // 2, samples=2 * RATE_HZ)
+    assert wanted.distance(long(elsewhere)) > 0.3
+
+
+@pytest.mark.parametrize(("hz", "band", "coarser"), [(1500.0, 5, 1), (3000.0, 8, 2)])
+def test_the_grid_is_coarser_for_high_tones(phases: Phases, hz: float, band: int, coarser: int) -> None:
+    grid_hz = LATENT_HZ * 2**coarser
     moved = round(hz / grid_hz) * grid_hz
-    asked = as_asked(hz, moved, late=3 * band % 8 * 512, stretch=LATENT_SAMPLES // 2**halvings)
-    assert phases.wanted(tone(hz), 0).distance(phases(asked)) < 0.1
+    asked = as_asked(hz, moved, late=3 * band % 8 * 512, period=LATENT_SAMPLES // 2**coarser)
+    assert phases.wanted(tone(hz), 0).distance(phases(asked)) < 0.01
+
+
+def test_a_long_window_parts_the_tones_of_a_bass() -> None:
+    together = tone(55.0) + tone(110.0)
+    apart = {
+        window: Phases(window, 40.0, 400.0).wanted(together, 0).distance(
+            Phases(window, 40.0, 400.0)(lines_of(55.0, -9) + lines_of(110.0, -6))
+        )
+        for window in (2048, 8192)
+    }  # fmt: skip
+    assert apart[8192] < 0.05
+    assert apart[2048] > 3 * apart[8192]
+
+
+def lines_of(hz: float, band: int) -> Tensor:
+    moved = hz + hz / MOVED_HZ * (round(hz / LATENT_HZ) * LATENT_HZ - hz)
+    return as_asked(hz, moved, late=3 * band % 8 * 512)
 
 
 def test_silence_is_a_whole_error(phases: Phases) -> None:
@@ -70,11 +101,14 @@ def test_audio_may_begin_anywhere_in_a_latent_frame(phases: Phases) -> None:
     torch.testing.assert_close(later.values, whole.values[..., 2:], rtol=1e-3, atol=1e-4)
 
 
-def test_mel_frames_are_those_of_the_log_mel(phases: Phases) -> None:
+@pytest.mark.parametrize("window", [2048, 8192])
+def test_mel_frames_are_those_of_the_log_mel(window: int) -> None:
+    phases = Phases(window, 150.0, 1000.0)
     wanted = phases.of_mel_frames(tone(440.0)[:, : 64 * 512])
     assert wanted.values.shape == (1, phases.bins, 64)
-    inner = phases.wanted(tone(440.0)[:, 256:], 256)  # its first frame has the middle of mel frame 2
-    torch.testing.assert_close(wanted.values[..., 2:60], inner.values[..., :58], rtol=1e-2, atol=1e-3)
+    inner = phases.wanted(tone(440.0)[:, 256:], 256)  # its frames have their middles in those of mel frames
+    first = window // 1024
+    torch.testing.assert_close(wanted.values[..., first : first + 40], inner.values[..., :40], rtol=1e-2, atol=1e-3)
 
 
 def test_noise_and_strokes_have_no_steady_tones(phases: Phases) -> None:

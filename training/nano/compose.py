@@ -98,7 +98,10 @@ def compose(seed: int, wish: Wish = Wish()) -> Piece:
     parts = _arrange(style, rules, lead, density, has_drums, chords, clock, rng)
     heard = tuple(_until(part, wish.duration_s) for part in parts)
     reverb = rules.reverb or style.reverb
-    return Piece(seed, wish.duration_s, bpm, key, mode, lead, has_drums, genre, mood, density, swing, reverb, heard)
+    tones = tuple(chord.tones for chord in chords)
+    return Piece(
+        seed, wish.duration_s, bpm, key, mode, lead, has_drums, genre, mood, density, swing, reverb, tones, heard
+    )
 
 
 def _draw_bpm(style: Style, mood: str | None, rng: np.random.Generator) -> int:

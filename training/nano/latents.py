@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,7 @@ from training.nano.words import caption
 
 CAPTIONS = 12  # of each piece, to draw from
 SHARD_PIECES = 50
+PITCH_CLASSES = 12
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Shard:
         return self.folder / f"{self.first:08d}.npy"
 
     @property
-    def captions(self) -> Path:
+    def notes(self) -> Path:
         return self.folder / f"{self.first:08d}.json"
 
 
@@ -50,30 +52,40 @@ class LatentClips:
 
     def __init__(self, folder: Path) -> None:
         self._pieces: list[npt.NDArray[np.float16]] = []
-        self._captions: list[list[str]] = []
+        self._notes: list[dict[str, Any]] = []
         for file in sorted(folder.glob("*.npy")):
             self._pieces += list(np.load(file))
-            self._captions += json.loads(file.with_suffix(".json").read_text())
+            self._notes += json.loads(file.with_suffix(".json").read_text())
         if not self._pieces:
             raise ValueError(f"{folder} holds no latents; python -m training.nano.latents makes them")
 
     def __len__(self) -> int:
         return len(self._pieces)
 
-    def crop(self, index: int, frames: int, first: int | None, draw: np.random.Generator) -> npt.NDArray[np.float16]:
-        """(8, 16, frames) of a piece, from frame `first` on or, without one, from anywhere."""
-        piece = self._pieces[index]
-        if first is None:
-            first = int(draw.integers(piece.shape[-1] - frames + 1))
-        return piece[..., first : first + frames]
+    def latents(self, index: int) -> npt.NDArray[np.float16]:
+        """Those of a whole piece, (8, 16, T)."""
+        return self._pieces[index]
 
     def captions(self, index: int) -> list[str]:
         """What may be said of a piece."""
-        return self._captions[index]
+        captions: list[str] = self._notes[index]["captions"]
+        return captions
+
+    def bpm(self, index: int) -> int:
+        """The tempo that was asked for."""
+        bpm: int = self._notes[index]["bpm"]
+        return bpm
+
+    def chords(self, index: int) -> npt.NDArray[np.float32]:
+        """Which pitch classes each bar's chord has, (bars, 12), 0 or 1."""
+        table = np.zeros((len(self._notes[index]["chords"]), PITCH_CLASSES), np.float32)
+        for bar, tones in zip(table, self._notes[index]["chords"], strict=True):
+            bar[tones] = 1.0
+        return table
 
     def all_captions(self) -> Iterator[str]:
-        for captions in self._captions:
-            yield from captions
+        for index in range(len(self)):
+            yield from self.captions(index)
 
 
 def make_latents(autoencoder: Path, shards: list[Shard]) -> None:
@@ -92,7 +104,7 @@ def _make_shard(job: tuple[Path, Shard]) -> Shard:
     torch.set_num_threads(1)
     keep_freed_memory()
     dcae, log_mel = load_dcae(folder), LogMel(MelConfig())
-    latents, captions = [], []
+    latents, notes = [], []
     for seed in range(shard.first, shard.first + SHARD_PIECES):
         piece = compose(seed, Wish(duration_s=shard.duration_s))
         audio = torch.from_numpy(render(piece))
@@ -100,9 +112,10 @@ def _make_shard(job: tuple[Path, Shard]) -> Shard:
         with torch.inference_mode():
             latents.append(encode(dcae, mel[None])[0].numpy().astype(np.float16))
         draw = np.random.default_rng(seed)
-        captions.append([caption(piece, draw) for _ in range(CAPTIONS)])
+        told = [caption(piece, draw) for _ in range(CAPTIONS)]
+        notes.append({"bpm": piece.bpm, "chords": piece.chords, "captions": told})
     assert latents[0].shape[:2] == (LATENT_CHANNELS, LATENT_HEIGHT)
-    shard.captions.write_text(json.dumps(captions))
+    shard.notes.write_text(json.dumps(notes))
     partial = shard.latents.with_suffix(".partial")
     with partial.open("wb") as file:
         np.save(file, np.stack(latents))

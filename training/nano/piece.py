@@ -38,7 +38,8 @@ class Piece:
     """A composed piece and the truths about it that a caption may say.
 
     `bpm` is 60 to 180, `key` the tonic's pitch class (0 is C), `lead` one of words.FAMILIES, `swing` how far the
-    second eighth of a beat comes late, in beats (0 straight, 1/6 triplets); `reverb` names a room of effects.ROOMS.
+    second eighth of a beat comes late, in beats (0 straight, 1/6 triplets); `reverb` names a room of effects.ROOMS;
+    `chords` are the pitch classes of each bar's chord, the root first.
     """
 
     seed: int
@@ -53,6 +54,7 @@ class Piece:
     density: Density
     swing: float
     reverb: str
+    chords: tuple[tuple[int, ...], ...]
     parts: tuple[Part, ...]
 
     def part(self, role: Role) -> Part | None:

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from training.nano.latents import LatentClips
 from training.nano.lyrics import random_lyrics
+from training.nano.score.timing import bar_frames
 
 CPU = torch.device("cpu")
 TOKENS_PER_STEP = 3456  # latent frames
@@ -27,6 +28,8 @@ class Rows:
     """Songs of one length with what is said of them."""
 
     latents: Tensor  # (R, 8, 16, T) float32
+    bars: Tensor  # (R, T) float32: how many have passed where each frame begins
+    chords: Tensor  # (R, T, 12) float32: which pitch classes the chord of its bar has, 0 or 1
     prompts: Tensor  # (R, L) int64, tokens
     conditioned: Tensor  # (R,) bool
     lyrics: str  # of all
@@ -50,6 +53,7 @@ class RowSource:
         for number, ids in enumerate(tokens):
             by_length[len(ids)].append(number)
         self._pieces = [index for index, _ in captions]
+        self._bar_frames = np.asarray([bar_frames(clips.bpm(index)) for index in self._pieces])
         self._tokens = [np.asarray(ids, np.int16) for ids in tokens]
         self._alike = {length: np.asarray(numbers) for length, numbers in by_length.items()}
 
@@ -59,14 +63,27 @@ class RowSource:
         count = max(1, self._tokens_per_step // frames)
         alike = self._alike[len(self._tokens[int(rng.integers(len(self._tokens)))])]
         chosen = rng.choice(alike, size=count)
-        latents = [self._crop(self._pieces[number], frames, rng) for number in chosen]
+        firsts = [self._first_frame(self._pieces[number], frames, rng) for number in chosen]
+        crops = [
+            self._clips.latents(self._pieces[number])[..., first : first + frames]
+            for number, first in zip(chosen, firsts, strict=True)
+        ]
+        bars = np.stack([first + np.arange(frames) for first in firsts]) / self._bar_frames[chosen][:, None]
+        chords = [
+            self._clips.chords(self._pieces[number])[of_song.astype(int)]
+            for number, of_song in zip(chosen, bars, strict=True)
+        ]
         prompts = np.stack([self._tokens[number] for number in chosen]).astype(np.int64)
         return Rows(
-            torch.from_numpy(np.stack(latents)).to(self.device).float(),
+            torch.from_numpy(np.stack(crops)).to(self.device).float(),
+            torch.from_numpy(bars).to(self.device).float(),
+            torch.from_numpy(np.stack(chords)).to(self.device),
             torch.from_numpy(prompts).to(self.device),
             torch.from_numpy(rng.random(count) >= UNCONDITIONED).to(self.device),
             random_lyrics(rng) if rng.random() < WITH_LYRICS else "",
         )
 
-    def _crop(self, piece: int, frames: int, rng: np.random.Generator) -> np.ndarray:
-        return self._clips.crop(piece, frames, 0 if rng.random() < FROM_THE_START else None, rng)
+    def _first_frame(self, piece: int, frames: int, rng: np.random.Generator) -> int:
+        if rng.random() < FROM_THE_START:
+            return 0
+        return int(rng.integers(self._clips.latents(piece).shape[-1] - frames + 1))

@@ -9,9 +9,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
@@ -39,18 +39,21 @@ from training.nano.loop import (
 )
 from training.nano.numbers import order_numbers
 from training.nano.optimizers import BlockOptimizer
+from training.nano.readings import READ_BLOCK, Readings
 from training.nano.rows import TOKENS_PER_STEP, Rows, RowSource
+from training.nano.score.timing import TEMPOS_PER_OCTAVE
 from training.nano.team import Team, join_team
 from training.nano.tokenizer import save_tokenizer, train_tokenizer
 from training.nano.trainable import compile_parts, initialise, make_trainable, published_weights
 
-# Of 32 frequencies each is 1.15 times the next, so that any beat and bar is near some. The published 1,000,000, for 64
-# frequencies and four minutes, would leave seven for what repeats every half a second to eight.
-ROPE_THETA = 100.0
+HEADS, HEAD_DIM = 4, 64
+# Of the frequencies of the rotary positions each is 2^(1 / 10) times the next: in a bar of any tempo one turns once,
+# others twice and four times (see `score.timing`). The published base of 1,000,000 is for four minutes.
+ROPE_THETA = 2.0 ** (HEAD_DIM / 2 / TEMPOS_PER_OCTAVE)
 TRANSFORMER = TransformerConfig(
     num_layers=8,
-    num_attention_heads=4,
-    attention_head_dim=64,
+    num_attention_heads=HEADS,
+    attention_head_dim=HEAD_DIM,
     mlp_ratio=2.25,
     rope_theta=ROPE_THETA,
     text_embedding_dim=64,
@@ -78,13 +81,14 @@ UMT5 = {
 SIGMA_MEAN, SIGMA_STD = 1.1, 1.2
 AVERAGING = 0.9995  # of the weights that are kept, a step
 RATE, WARMUP_STEPS, MAX_GRADIENT = 1e-3, 500, 1.0
+LOSS_WEIGHTS = {"velocity": 1.0, "place": 0.5, "chord": 0.5}
 JUDGED_STEPS = 8
 SEED = 1
 LYRICS = NANO_PATH / "lyric_vocab.json"
 
 
 class Model(nn.Module):
-    """All that is trained here: `transformer` with its lyric encoder, and `text`."""
+    """All that is trained here: `transformer` with its lyric encoder, `text`, and `readings`."""
 
     def __init__(self, vocabulary: int) -> None:
         super().__init__()
@@ -92,6 +96,7 @@ class Model(nn.Module):
         self.transformer = Transformer(TRANSFORMER)
         initialise(self.transformer)
         make_trainable(self.transformer)
+        self.readings = Readings(self.transformer.transformer_blocks[READ_BLOCK - 1], TRANSFORMER.dim)
 
 
 class Objective:
@@ -101,8 +106,8 @@ class Objective:
         self._model = model
         self._lyrics = lyric_tokenizer
 
-    def loss(self, rows: Rows, generator: torch.Generator) -> Tensor:
-        """Mean squared error of the velocity, a scalar."""
+    def losses(self, rows: Rows, generator: torch.Generator) -> dict[str, Tensor]:
+        """Scalars, by the names of `LOSS_WEIGHTS`: the velocity's mean squared error, and those of `Readings`."""
         latents, transformer = rows.latents, self._model.transformer
         count, frames = latents.shape[0], latents.shape[-1]
         logit = torch.randn(count, generator=generator) * SIGMA_STD + SIGMA_MEAN
@@ -113,7 +118,9 @@ class Objective:
         table = transformer.rotation_table(frames + 1, latents.device)
         packing = pack([(frames, self._context(rows))], [[1.0] * count], table, torch.float32)
         velocities = torch.stack(transformer(noisy.unbind(), transformer.modulate_each(1000.0 * sigma), packing))
-        return F.mse_loss(velocities.float(), noise - latents)
+        velocity = F.mse_loss(velocities.float(), noise - latents)
+        place, chord = self._model.readings.errors(rows.bars, rows.chords)
+        return {"velocity": velocity, "place": place, "chord": chord}
 
     def _context(self, rows: Rows) -> Context:
         """What all rows attend to; the unconditioned have prompts and lyrics as zeros."""
@@ -165,14 +172,14 @@ class TransformerTrainer:
         draw = step_generator(SEED, self._team.share(step))
         rows = self._rows.draw(draw)
         with torch.autocast(self._rows.device.type, torch.bfloat16):
-            loss = self._objective.loss(rows, torch_generator(draw))
+            losses = self._objective.losses(rows, torch_generator(draw))
         self._optimizer.zero_grad()
-        loss.backward()
+        torch.stack([weight * losses[name] for name, weight in LOSS_WEIGHTS.items()]).sum().backward()
         self._team.average_gradients(self._model.parameters())
         norm = nn.utils.clip_grad_norm_(self._model.parameters(), MAX_GRADIENT)
         self._optimizer.step()
         self._average.update(self._model, step)
-        return {"loss": loss.item(), "gradient": norm.item()}
+        return {name: value.item() for name, value in losses.items()} | {"gradient": norm.item()}
 
     def compile(self) -> None:
         """Fuse what lies between the attentions: less time for each step, after a minute or two for the first ones."""
@@ -180,16 +187,16 @@ class TransformerTrainer:
 
     @torch.no_grad()
     def judge(self) -> Mapping[str, float]:
-        """The averaged weights' loss on pieces that are not learnt from, always the same rows and noise."""
+        """The averaged weights' losses on pieces that are not learnt from, always the same rows and noise."""
         trained = {name: value.clone() for name, value in self._model.state_dict().items()}
         self._model.load_state_dict(self._average.weights)
         losses = []
         for index in range(JUDGED_STEPS):
             draw = step_generator(SEED + 1, index)
             with torch.autocast(self._rows.device.type, torch.bfloat16):
-                losses.append(self._objective.loss(self._held_out.draw(draw), torch_generator(draw)).item())
+                losses.append(self._objective.losses(self._held_out.draw(draw), torch_generator(draw)))
         self._model.load_state_dict(trained)
-        return {"held_out_loss": float(np.mean(losses))}
+        return {f"held_out_{name}": fmean(float(one[name]) for one in losses) for name in LOSS_WEIGHTS}
 
     def state_dict(self) -> dict[str, Any]:
         return {

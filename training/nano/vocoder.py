@@ -37,6 +37,10 @@ from training.nano.loop import (
 from training.nano.modules import start, store
 from training.nano.phases import Phases, clock
 
+# Window, lowest and highest Hz of what phases are taught in. A short window parts no two tones of a bass, 55 Hz apart;
+# through a long one short notes are not steady. Above 4 kHz a mel band is too wide to tell a tone's frequency.
+BANDS = ((2048, 400.0, 4000.0), (8192, 40.0, 400.0))
+
 # The backbone, which is next to no work, tells notes from each other: its kernel of 15 hears half a second on either
 # side, and its last blocks are wide.
 CONFIG: dict[str, Any] = {
@@ -79,7 +83,7 @@ class Settings:
     backbone_share: float = 0.3  # of the plan: after it all of the vocoder learns
     spectral_share: float = 0.7  # of the plan: after it the discriminators join
     mel_noise: float = 0.05  # nepers, while the backbone learns from true mels
-    phase_weight: float = 6.0
+    phase_weight: float = 12.0
     mel_weight: float = 2.0
     spectral_weight: float = 1.0
     feature_weight: float = 2.0
@@ -104,11 +108,13 @@ class VocoderTrainer:
         self.device = recordings.device
         self.vocoder = started_vocoder(config, settings.seed).to(self.device)
         self.log_mel, self.spectral_loss = LogMel(MelConfig()).to(self.device), SpectralLoss().to(self.device)
-        self.phases = Phases().to(self.device)
+        self.bands = [Phases(*band).to(self.device) for band in BANDS]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             self.discriminators = Discriminators().to(self.device)
-            self.reading = nn.Linear(config["dims"][-1], 2 * self.phases.bins).to(self.device)  # of the backbone
+            self.reading = nn.Linear(config["dims"][-1], 2 * sum(band.bins for band in self.bands)).to(
+                self.device
+            )  # of the backbone
         self.optimizer = torch.optim.AdamW(
             [*self.vocoder.parameters(), *self.reading.parameters()], betas=(0.8, 0.99), weight_decay=0.01, fused=True
         )
@@ -181,12 +187,13 @@ class VocoderTrainer:
         """Read the compressed spectra of steady tones off the features of every mel frame."""
         settings = self.settings
         segments = self.recordings.draw(rng, *settings.backbone)
-        wanted = self.phases.of_mel_frames(segments.audio.flatten(0, 1))
+        wanted = [band.of_mel_frames(segments.audio.flatten(0, 1)) for band in self.bands]
         noise = torch.randn(segments.mel.shape, generator=torch_generator(rng)).to(self.device)
         mel = _with_clock(segments.mel + settings.mel_noise * noise).flatten(0, 1)
         with torch.autocast(self.device.type, torch.bfloat16):
             read = self.reading(self.vocoder.backbone(mel).mT).float()  # (2B, T, 2 * bins)
-        loss = wanted.distance(torch.view_as_complex(read.unflatten(-1, (-1, 2))).mT)
+        spectra = torch.view_as_complex(read.unflatten(-1, (-1, 2))).mT.split([band.bins for band in self.bands], 1)
+        loss = torch.stack([one.distance(found) for one, found in zip(wanted, spectra, strict=True)]).mean()
         set_learning_rate(self.optimizer, learning_rate(settings.backbone_rate, step, progress))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -196,8 +203,9 @@ class VocoderTrainer:
 
     def _phase_error(self, made: Tensor, real: Tensor, context: int) -> Tensor:
         """Of audio (2B, 1, N) that begins behind so many frames of context."""
-        wanted = self.phases.wanted(real[:, 0], context * MEL_HOP_SAMPLES)
-        return wanted.distance(self.phases(made[:, 0]))
+        first_sample = context * MEL_HOP_SAMPLES
+        errors = [band.wanted(real[:, 0], first_sample).distance(band(made[:, 0])) for band in self.bands]
+        return torch.stack(errors).mean()
 
     def _mel(self, segments: Segments, rng: np.random.Generator) -> Tensor:
         """What the vocoder is to hear of the segments, (B, 2, 128, T)."""
