@@ -38,9 +38,9 @@ FIRST_COARSE_BAND = 4  # from A4: from 1077 Hz on the grid is coarser, and from 
 STAGGER_FRAMES = 3  # from band to band, of the eight mel frames of a latent frame
 DELAY_S_PER_HZ = 1e-6  # partials in phase would be one loud stroke
 STEADY_BINS = 0.28  # what the frequency of a tone may differ between neighbouring frames, and bins
-NEAR_BINS = 1.6  # from a tone
+NEAR_BINS = 0.8  # of a tone from the middle of its bin
+REACH_BINS = 5  # of what a tone becomes: its lines are at most two and a half bins away, and two wide on either side
 SOFTEST = 1e-4  # amplitude
-LEAST_RESPONSE = 0.05  # 1.7 bins from a tone
 RANGE = 1e-3  # of the loudest
 COMPRESSION = 0.4  # of magnitudes: soft tones count as well
 LATENT_SAMPLES = MEL_FRAMES_PER_LATENT * MEL_HOP_SAMPLES
@@ -55,28 +55,39 @@ def clock(frames: int, device: torch.device | None = None) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Steady:
-    """Compressed spectra (B, bins, frames), complex, as a vocoder is to make them, and where there are steady tones."""
+class Wanted:
+    """Compressed spectra (B, bins, frames), complex, as a vocoder is to make tones, and to be no louder elsewhere.
+
+    What is louder elsewhere counts `elsewhere` times as much as an error of tones.
+    """
 
     values: Tensor
     tones: Tensor
+    elsewhere: float = 1.0
 
     def distance(self, found: Tensor) -> Tensor:
-        """The mean error of compressed spectra, beside the tones' mean size: silence has 1."""
-        error = (torch.view_as_real(found - self.values).square().sum(-1) + 1e-7).sqrt()
-        return (error * self.tones).sum() / ((self.values.abs() * self.tones).sum() + 1e-3)
+        """The mean error of compressed spectra, beside their mean size: about 1 of silence, where there are tones."""
+        apart = torch.view_as_real(found - self.values).square().sum(-1)
+        louder = ((torch.view_as_real(found).square().sum(-1) + 1e-10).sqrt() - self.values.abs()).clamp(min=0)
+        error = (torch.where(self.tones, apart, louder.square()) + 1e-10).sqrt()
+        weight = torch.where(self.tones, 1.0, self.elsewhere)
+        return (weight * error).sum() / ((weight * self.values.abs()).sum() + 1e-3)
 
 
 class Phases(nn.Module):
-    """Spectra of some frequencies in frames of `window` samples, 512 apart. Frame m of audio begins at sample 512 m."""
+    """Spectra of some frequencies in frames of `window` samples, 512 apart. Frame m of audio begins at sample 512 m.
+
+    `elsewhere` is how much what is beside tones matters, where phases are open.
+    """
 
     window: Tensor
     slope: Tensor
     to_middle: Tensor
     hz: Tensor
 
-    def __init__(self, window: int, lowest_hz: float, highest_hz: float) -> None:
+    def __init__(self, window: int, lowest_hz: float, highest_hz: float, elsewhere: float = 1.0) -> None:
         super().__init__()
+        self._elsewhere = elsewhere
         angle = 2 * math.pi * (torch.arange(window) + 0.5) / window
         self.bin_hz = MODEL_SAMPLE_RATE_HZ / window
         bins = torch.arange(int(lowest_hz / self.bin_hz), int(highest_hz / self.bin_hz))
@@ -97,13 +108,13 @@ class Phases(nn.Module):
         return _compressed(self._spectra(audio, self.window))
 
     @torch.no_grad()
-    def of_mel_frames(self, audio: Tensor) -> Steady:
+    def of_mel_frames(self, audio: Tensor) -> Wanted:
         """What to make where the log-mel of audio (B, N) has its frames; a latent frame begins with the first."""
         margin = (len(self.window) - MEL_HOP_SAMPLES) // 2
         return self.wanted(F.pad(audio[:, None], (margin, margin), mode="reflect")[:, 0], -margin)
 
     @torch.no_grad()
-    def wanted(self, audio: Tensor, first_sample: int) -> Steady:
+    def wanted(self, audio: Tensor, first_sample: int) -> Wanted:
         """What to make of audio (B, N) that begins so many samples behind the beginning of a latent frame."""
         spectra = self._spectra(audio, self.window)
         size = spectra.abs()
@@ -111,20 +122,30 @@ class Phases(nn.Module):
         hz = self.hz[:, None] - (self._spectra(audio, self.slope) / (spectra + 1e-9)).imag * (
             MODEL_SAMPLE_RATE_HZ / (2 * math.pi)
         )
+        samples = first_sample + self.middle + MEL_HOP_SAMPLES * torch.arange(size.shape[-1], device=audio.device)
+        amplitude = torch.where(self._peaks(size, hz), size / self._response(hz, 0), 0.0)
+        tones, values = torch.zeros_like(size, dtype=torch.bool), torch.zeros_like(spectra)
+        for line in _lines(hz, samples):
+            for away in range(-REACH_BINS, REACH_BINS + 1):
+                there = torch.polar(amplitude * line.amplitude * self._response(line.hz, away), line.phase)
+                values += _shifted(there, away)
+                tones |= _shifted(amplitude, away) > 0
+        return Wanted(_compressed(torch.where(tones, values, spectra)), tones, self._elsewhere)
+
+    def _peaks(self, size: Tensor, hz: Tensor) -> Tensor:
+        """Which bins (B, bins, frames) are the middles of loud and steady tones."""
         loud = (size > RANGE * size.amax((1, 2), keepdim=True)) & (size > SOFTEST)
+        highest = (size >= _shifted(size, 1)) & (size >= _shifted(size, -1))
         near = (hz - self.hz[:, None]).abs() < NEAR_BINS * self.bin_hz
         alike_hz = STEADY_BINS * self.bin_hz
-        tones = loud & near & _like_a_neighbour(hz, 1, alike_hz) & _like_a_neighbour(hz, 2, alike_hz)
-        size = size / self._response(hz).clamp(min=LEAST_RESPONSE)
-        samples = first_sample + self.middle + MEL_HOP_SAMPLES * torch.arange(size.shape[-1], device=audio.device)
-        lines = [
-            torch.polar(size * line.amplitude * self._response(line.hz), line.phase) for line in _lines(hz, samples)
-        ]
-        return Steady(_compressed(torch.stack(lines).sum(0)), tones)
+        over_bins, over_time = (hz.diff(dim=dim).abs() < alike_hz for dim in (1, 2))
+        of_one_lobe = F.pad(over_bins, (0, 0, 0, 1)) & F.pad(over_bins, (0, 0, 1, 0))
+        steady = F.pad(over_time, (0, 1)) | F.pad(over_time, (1, 0))
+        return loud & highest & near & of_one_lobe & steady
 
-    def _response(self, hz: Tensor) -> Tensor:
-        """How strong a sine of amplitude 1 and of so many Hz (B, bins, frames) is in its bin."""
-        return _hann_lobe((hz - self.hz[:, None]) / self.bin_hz).abs()
+    def _response(self, hz: Tensor, away: int) -> Tensor:
+        """How strong a sine of amplitude 1 and of so many Hz (B, bins, frames) is so many bins above its bin."""
+        return _hann_lobe((hz - self.hz[:, None]) / self.bin_hz - away)
 
     def _spectra(self, audio: Tensor, window: Tensor) -> Tensor:
         """About the amplitudes of sines."""
@@ -145,8 +166,8 @@ class _Line:
 def _lines(hz: Tensor, samples: Tensor) -> tuple[_Line, _Line]:
     """What tones (B, bins, frames) become, at samples (frames,) counted from the beginning of a latent frame.
 
-    The same as many short tones under Hann windows, one in each stretch of a grid's period and each reaching to the
-    middles of its neighbours, whose phases are fixed in their own middles.
+    About the same as short tones under Hann windows, one in each period of the grid and each reaching to the middles of
+    its neighbours, whose phases are fixed in their own middles.
     """
     semitones = 12 * (hz.clamp(min=MEL.f_min) / A4_HZ).log2()
     band = ((semitones + 0.5) / BAND_SEMITONES).floor()
@@ -171,13 +192,11 @@ def _hann_lobe(bins: Tensor) -> Tensor:
     return bins.sinc() + 0.5 * ((bins - 1).sinc() + (bins + 1).sinc())
 
 
+def _shifted(values: Tensor, bins: int) -> Tensor:
+    """What is at (B, bins, frames), so many bins higher; zeros come in."""
+    padded = F.pad(values, (0, 0, max(bins, 0), max(-bins, 0)))
+    return padded[:, : values.shape[1]] if bins >= 0 else padded[:, -values.shape[1] :]
+
+
 def _compressed(spectra: Tensor) -> Tensor:
     return spectra * (torch.view_as_real(spectra).square().sum(-1) + 1e-8).pow((COMPRESSION - 1) / 2)
-
-
-def _like_a_neighbour(hz: Tensor, dim: int, alike_hz: float) -> Tensor:
-    """Where a frequency is about that of the one before or after it along a dimension."""
-    alike = hz.diff(dim=dim).abs() < alike_hz
-    before = F.pad(alike, (0, 0, 0, 1) if dim == 1 else (0, 1))
-    after = F.pad(alike, (0, 0, 1, 0) if dim == 1 else (1, 0))
-    return before | after

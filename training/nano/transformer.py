@@ -78,10 +78,10 @@ UMT5 = {
 }
 
 # Of the logit. More noise than evenly: sampling with shift 3 dwells there, and a wrong tempo costs most there.
-SIGMA_MEAN, SIGMA_STD = 1.1, 1.2
+SIGMA_MEAN, SIGMA_STD = 1.4, 1.2
 AVERAGING = 0.9995  # of the weights that are kept, a step
 RATE, WARMUP_STEPS, MAX_GRADIENT = 1e-3, 500, 1.0
-LOSS_WEIGHTS = {"velocity": 1.0, "place": 0.5, "chord": 0.5}
+LOSS_WEIGHTS = {"velocity": 1.0, "place": 2.0, "chord": 0.5}
 JUDGED_STEPS = 8
 SEED = 1
 LYRICS = NANO_PATH / "lyric_vocab.json"

@@ -37,9 +37,10 @@ from training.nano.loop import (
 from training.nano.modules import start, store
 from training.nano.phases import Phases, clock
 
-# Window, lowest and highest Hz of what phases are taught in. A short window parts no two tones of a bass, 55 Hz apart;
-# through a long one short notes are not steady. Above 4 kHz a mel band is too wide to tell a tone's frequency.
-BANDS = ((2048, 400.0, 4000.0), (8192, 40.0, 400.0))
+# Window, lowest and highest Hz of what phases are taught in, and how much it matters there what is beside tones. A
+# short window parts no two tones of a bass, 55 Hz apart; through a long one short notes are not steady. Above 4 kHz a
+# mel band is too wide to tell a tone's frequency. What is between the tones of a bass is noise; higher it may be drums.
+BANDS = ((2048, 400.0, 4000.0, 0.0), (8192, 40.0, 400.0, 1.0))
 
 # The backbone, which is next to no work, tells notes from each other: its kernel of 15 hears half a second on either
 # side, and its last blocks are wide.
