@@ -39,7 +39,7 @@ STAGGER_FRAMES = 3  # from band to band, of the eight mel frames of a latent fra
 DELAY_S_PER_HZ = 1e-6  # partials in phase would be one loud stroke
 STEADY_BINS = 0.28  # what the frequency of a tone may differ between neighbouring frames, and bins
 NEAR_BINS = 0.8  # of a tone from the middle of its bin
-REACH_BINS = 5  # of what a tone becomes: its lines are at most two and a half bins away, and two wide on either side
+LOBE_BINS = 2  # of a Hann window, on either side
 SOFTEST = 1e-4  # amplitude
 RANGE = 1e-3  # of the loudest
 COMPRESSION = 0.4  # of magnitudes: soft tones count as well
@@ -88,6 +88,7 @@ class Phases(nn.Module):
     def __init__(self, window: int, lowest_hz: float, highest_hz: float, elsewhere: float = 1.0) -> None:
         super().__init__()
         self._elsewhere = elsewhere
+        self._reach = LOBE_BINS + int(window / LATENT_SAMPLES)  # in bins, of what a tone becomes: a line and its lobe
         angle = 2 * math.pi * (torch.arange(window) + 0.5) / window
         self.bin_hz = MODEL_SAMPLE_RATE_HZ / window
         bins = torch.arange(int(lowest_hz / self.bin_hz), int(highest_hz / self.bin_hz))
@@ -126,7 +127,7 @@ class Phases(nn.Module):
         amplitude = torch.where(self._peaks(size, hz), size / self._response(hz, 0), 0.0)
         tones, values = torch.zeros_like(size, dtype=torch.bool), torch.zeros_like(spectra)
         for line in _lines(hz, samples):
-            for away in range(-REACH_BINS, REACH_BINS + 1):
+            for away in range(-self._reach, self._reach + 1):
                 there = torch.polar(amplitude * line.amplitude * self._response(line.hz, away), line.phase)
                 values += _shifted(there, away)
                 tones |= _shifted(amplitude, away) > 0
