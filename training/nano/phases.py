@@ -15,7 +15,9 @@ times as coarse for high ones, and each third of an octave has its middle in a p
 not waver together.
 
 Losses of spectra, which leave the phases open, led to noise: held-out renderings of 25 dB tonal to noise had -0.7 dB
-after 1,800 steps. With phases that are named they had 7.9 dB after 600, once the backbone had learnt them alone.
+after 1,800 steps. With phases that are named they had 7.9 dB after 600, once the backbone had learnt them alone. What
+lies beside low tones matters as much: renderings of 18.6 dB came back with 11.1 while phases were asked for alone, and
+with 17.4 some 290 steps after it was asked, too, that nothing be louder there.
 """
 
 import math

@@ -3,7 +3,8 @@
 From a song's noise and its tempo alone it can be known where in the bar each frame lies, and much of what is played
 follows from that. But the loss of the velocity hardly shows the way there: after 8,000 steps without these readings the
 model knew the first eight frames of a song and no others. With one of the place, and from those weights, 250 steps on
-noise alone were enough for 85 % of the variance of where in the bar frames lay, on captions it had not seen.
+noise alone were enough for 85 % of the variance of where in the bar frames lay, on captions it had not seen; and after
+3,800 steps with readings, 37 of 37 held-out prompts with drums were played in their tempo, where it had been 14.
 """
 
 import math

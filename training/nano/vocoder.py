@@ -85,7 +85,7 @@ class Settings:
     spectral_share: float = 0.7  # of the plan: after it the discriminators join
     mel_noise: float = 0.05  # nepers, while the backbone learns from true mels
     phase_weight: float = 12.0
-    mel_weight: float = 2.0
+    mel_weight: float = 3.0
     spectral_weight: float = 1.0
     feature_weight: float = 2.0
     disbelief_weight: float = 0.5
