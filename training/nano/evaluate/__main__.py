@@ -26,7 +26,7 @@ from training.nano.render import render
 SONGS = 64
 WORK = Path("~/.cache/ace-step/eval-nano")
 PARTS = ("codec", "songs", "edits")
-DECODED, UNGUIDED, REPEATED, REFERENCES, REPAINTED, EXTENDED = 24, 24, 3, 4, 3, 6  # trials that the dearer marks take
+DECODED, REPEATED, REFERENCES, REPAINTED, EXTENDED = 24, 3, 4, 3, 12  # trials that the dearer marks take
 
 
 def main() -> None:
@@ -82,7 +82,7 @@ def _songs(
         for trial, audio in zip(trials[:DECODED], renderings, strict=False)
     ]
     marks = follow_marks(clips, pieces, decoded)
-    marks += [guidance_mark(maker, judges, clips[:UNGUIDED]), *seed_marks(maker, trials[:REPEATED], songs)]
+    marks += [guidance_mark(maker, judges, clips), *seed_marks(maker, trials[:REPEATED], songs)]
     marks += time_marks(maker.load_s, seconds)
     _tell("Songs from prompts", show_marks(marks))
     _tell("Who leads", show_leads(clips, pieces))
