@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.nano.phases import DELAY_S_PER_HZ, LATENT_SAMPLES, MOVED_HZ, Phases, clock
+from acestep_engine.model.autoencoder import SAMPLES_PER_LATENT as LATENT_SAMPLES
+from training.nano.phases import DELAY_S_PER_HZ, MOVED_HZ, Phases, clock
 
 RATE_HZ = 44_100
 LATENT_HZ = RATE_HZ / LATENT_SAMPLES

@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from acestep_engine.model.autoencoder import SAMPLES_PER_LATENT
 from acestep_engine.model.mel import MelConfig
 from acestep_engine.params import MEL_FRAMES_PER_LATENT, MEL_HOP_SAMPLES, MODEL_SAMPLE_RATE_HZ
 
@@ -45,7 +46,6 @@ LOBE_BINS = 2  # of a Hann window, on either side
 SOFTEST = 1e-4  # amplitude
 RANGE = 1e-3  # of the loudest
 COMPRESSION = 0.4  # of magnitudes: soft tones count as well
-LATENT_SAMPLES = MEL_FRAMES_PER_LATENT * MEL_HOP_SAMPLES
 
 
 def clock(frames: int, device: torch.device | None = None) -> Tensor:
@@ -65,7 +65,7 @@ class Wanted:
 
     values: Tensor
     tones: Tensor
-    elsewhere: float = 1.0
+    elsewhere: float
 
     def distance(self, found: Tensor) -> Tensor:
         """The mean error of compressed spectra, beside their mean size: about 1 of silence, where there are tones."""
@@ -90,7 +90,9 @@ class Phases(nn.Module):
     def __init__(self, window: int, lowest_hz: float, highest_hz: float, elsewhere: float = 1.0) -> None:
         super().__init__()
         self._elsewhere = elsewhere
-        self._reach = LOBE_BINS + int(window / LATENT_SAMPLES)  # in bins, of what a tone becomes: a line and its lobe
+        self._reach = LOBE_BINS + int(
+            window / SAMPLES_PER_LATENT
+        )  # in bins, of what a tone becomes: a line and its lobe
         angle = 2 * math.pi * (torch.arange(window) + 0.5) / window
         self.bin_hz = MODEL_SAMPLE_RATE_HZ / window
         bins = torch.arange(int(lowest_hz / self.bin_hz), int(highest_hz / self.bin_hz))
@@ -175,7 +177,7 @@ def _lines(hz: Tensor, samples: Tensor) -> tuple[_Line, _Line]:
     semitones = 12 * (hz.clamp(min=MEL.f_min) / A4_HZ).log2()
     band = ((semitones + 0.5) / BAND_SEMITONES).floor()
     coarser = ((band - FIRST_COARSE_BAND) / BANDS_PER_OCTAVE).floor().clamp(-1, 1) + 1
-    length = LATENT_SAMPLES * 0.5**coarser  # a grid's period
+    length = SAMPLES_PER_LATENT * 0.5**coarser  # a grid's period
     late = (band * STAGGER_FRAMES).remainder(MEL_FRAMES_PER_LATENT) * MEL_HOP_SAMPLES
     turns = hz * length / MODEL_SAMPLE_RATE_HZ  # in a period; lines have whole ones
     turns = turns + (hz / MOVED_HZ).clamp(0, 1) * (turns.round() - turns)

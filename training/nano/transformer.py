@@ -140,7 +140,7 @@ class Objective:
 
 
 class Average:
-    """An exponential average of a model's weights, which sounds better than any of them."""
+    """An exponential average of a model's weights."""
 
     def __init__(self, model: nn.Module) -> None:
         self.weights = {name: value.detach().clone() for name, value in model.state_dict().items()}

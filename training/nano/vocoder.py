@@ -113,9 +113,8 @@ class VocoderTrainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             self.discriminators = Discriminators().to(self.device)
-            self.reading = nn.Linear(config["dims"][-1], 2 * sum(band.bins for band in self.bands)).to(
-                self.device
-            )  # of the backbone
+            read = 2 * sum(band.bins for band in self.bands)
+            self.reading = nn.Linear(config["dims"][-1], read).to(self.device)  # of the backbone
         self.optimizer = torch.optim.AdamW(
             [*self.vocoder.parameters(), *self.reading.parameters()], betas=(0.8, 0.99), weight_decay=0.01, fused=True
         )

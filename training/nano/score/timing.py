@@ -3,16 +3,15 @@
 import math
 from dataclasses import dataclass
 
-from acestep_engine.params import MEL_FRAMES_PER_LATENT, MEL_HOP_SAMPLES, MODEL_SAMPLE_RATE_HZ
+from acestep_engine.params import LATENT_RATE_HZ
 
 SIXTEENTHS = 16  # of a bar of four quarters
-LATENT_FRAME_S = MEL_FRAMES_PER_LATENT * MEL_HOP_SAMPLES / MODEL_SAMPLE_RATE_HZ
 TEMPOS_PER_OCTAVE = 10
 
 
 def tempo_number(bpm: float) -> int:
     """Which of the tempos is played for one asked for; higher ones are slower, 17 serve 60 to 180 bpm."""
-    return round(TEMPOS_PER_OCTAVE * math.log2(240.0 / bpm / LATENT_FRAME_S / (2 * math.pi)))
+    return round(TEMPOS_PER_OCTAVE * math.log2(240.0 / bpm * LATENT_RATE_HZ / (2 * math.pi)))
 
 
 def bar_frames(bpm: float) -> float:
@@ -25,7 +24,7 @@ def bar_frames(bpm: float) -> float:
 
 def played_bpm(bpm: float) -> float:
     """The tempo, in beats of four a bar, of bars of `bar_frames`."""
-    return 240.0 / (bar_frames(bpm) * LATENT_FRAME_S)
+    return 240.0 * LATENT_RATE_HZ / bar_frames(bpm)
 
 
 @dataclass(frozen=True)
