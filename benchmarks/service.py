@@ -27,6 +27,7 @@ from benchmarks.tables import percentile, print_table
 SHORT = replace(BASE, duration_s=5.0, steps=10)
 CALLED = replace(BASE, duration_s=10.0, steps=27)
 CALLERS = (1, 2, 4, 8, 16)
+SONGS_PER_TURN = 2  # of each caller
 LONG_SONGS = 4
 PLACES = 8  # of one size, as a Generator has by default
 START_TIMEOUT_S = 180.0
@@ -44,34 +45,42 @@ def print_tables(spec: ModelSpec, repeats: int) -> None:
 def _print_overhead(client: httpx.Client, spec: ModelSpec, repeats: int) -> None:
     """The same song in this process and through the service, in turn. Prompts are new, so that nothing is cached.
 
-    `around` is what the service spends outside of its engine: HTTP, Ray, the job store, text encoding.
+    `around` is what the service spends beside what is done here as well, its engine and text encoding: HTTP, Ray, the
+    job store. The time of encoding is taken here.
     """
     maker = InProcess(spec)
     rows = []
     for number in range(repeats + 1):
         params = replace(SHORT, prompt=f"{SHORT.prompt}, take {number}")
-        here_s = sum(maker.make(params))
+        encode_s, *here = maker.make(params)
+        here_s = encode_s + sum(here)
         there_s, request_id = _post(client, params)
         timings = client.get(f"/result/{request_id}?format=json").raise_for_status().json()["timings"]
         engine_s = timings["diffusion_s"] + timings["decode_s"] + timings["write_s"]
-        rows.append((here_s * 1e3, there_s * 1e3, engine_s * 1e3, (there_s - engine_s) * 1e3))
+        seconds = (here_s, there_s, engine_s, encode_s, there_s - engine_s - encode_s)
+        rows.append([one * 1e3 for one in seconds])
     medians = [median(column) for column in zip(*rows[1:], strict=True)]  # the first pair warms both up
-    columns = ("in process ms", "HTTP ms", "of that engine ms", "around ms", "HTTP / in process")
+    columns = ("in process ms", "HTTP ms", "of that engine ms", "encoding ms", "around ms", "HTTP / in process")
     title = f"One song of {SHORT.duration_s:g} s in {SHORT.steps} steps, with and without the service"
     print_table(title, columns, [(*medians, medians[1] / medians[0])])
 
 
 def _print_callers(client: httpx.Client, spec: ModelSpec, repeats: int) -> None:
-    """Callers that ask for the next song as soon as they have one, over HTTP and of the engine in this process."""
+    """Callers that ask for the next song as soon as they have one, over HTTP and of the engine here, in turn."""
     maker, rows = InProcess(spec), []
     for callers in CALLERS:
-        songs = callers * repeats
         _one_song_each(client, callers, callers)
-        taken, there_s = _one_song_each(client, callers, songs)
-        here_s = _in_process(maker, callers, songs)
-        audio_s = songs * CALLED.duration_s
+        taken: list[float] = []
+        there_s, here_s = [], []
+        for _ in range(repeats):
+            song_s, all_s = _one_song_each(client, callers, SONGS_PER_TURN * callers)
+            taken += song_s
+            there_s.append(all_s)
+            here_s.append(_in_process(maker, callers, SONGS_PER_TURN * callers))
         percentiles = (median(taken), percentile(taken, 95), percentile(taken, 99))
-        rows.append((callers, songs, audio_s / there_s, *percentiles, audio_s / here_s, here_s / there_s))
+        audio_s = SONGS_PER_TURN * callers * CALLED.duration_s
+        ratio = median(here / there for here, there in zip(here_s, there_s, strict=True))
+        rows.append((callers, len(taken), audio_s / median(there_s), *percentiles, audio_s / median(here_s), ratio))
     columns = ("callers", "songs", "audio s per s", "p50 s", "p95 s", "p99 s", "in process audio s per s", "ratio")
     print_table(f"Songs of {CALLED.duration_s:g} s in {CALLED.steps} steps, several callers", columns, rows)
 

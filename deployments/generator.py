@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -29,8 +29,9 @@ from deployments.messages import JOB_MANAGER, ByteArray, Heartbeat, Rendered, Re
 if TYPE_CHECKING:  # they take seconds to import, and only the replica needs them
     from deployments.engine_host import EngineHost
 
-PROGRESS_INTERVAL_S = 0.1  # of one call, as long as there are few
-PROGRESS_PER_S = 20  # of all calls of a replica together
+# Telling it takes both processes some milliseconds, which on a CPU the engine lacks.
+PROGRESS_INTERVAL_S = 0.25  # of one call, as long as there are few
+PROGRESS_PER_S = 8  # of all calls of a replica together
 HEARTBEAT_S = 5.0  # of a call with nothing to tell: paused for others, say
 REPORT_INTERVAL_S = 1.0
 REPORT_TIMEOUT_S = 5.0
@@ -53,7 +54,8 @@ class _Listener:
 
     def note(self, progress: Progress) -> None:
         self.progress = progress
-        self._tell(self.changed.set)
+        if not self.changed.is_set():  # else the loop, waking up for nothing, would only hold up the engine's thread
+            self._tell(self.changed.set)
 
     def note_audio(self, heard: Decoded) -> None:
         self.audio.append(heard)
@@ -101,11 +103,12 @@ class _SongFile:
             self._encoder = AudioEncoder(self._job.audio_format, self.samples, self._job.tags)
         return self._timed(self._encoder.push(heard.samples), started)
 
-    def finish(self) -> ByteArray:
-        """The rest."""
+    def finish(self, unheard: Iterable[Decoded]) -> ByteArray:
+        """The rest, with what was decoded since the last part. Raises NumericalError."""
+        parts = [self.add(heard) for heard in unheard]
         started = time.perf_counter()
         assert self._encoder is not None
-        return self._timed(self._encoder.finish(), started)
+        return np.concatenate([*parts, self._timed(self._encoder.finish(), started)])
 
     def _timed(self, part: bytes, started: float) -> ByteArray:
         self.write_s += time.perf_counter() - started
@@ -153,9 +156,9 @@ class Generator:
         target: "Conditioning | None" = None,
         source: ByteArray | Latents | None = None,
     ) -> AsyncIterator[Progress | Heartbeat | ByteArray | Rendered]:
-        """Progress, the first at once and then at most ten a second, and at last one Rendered; Heartbeats in between.
+        """Progress, the first at once and then at most four a second, and at last one Rendered; Heartbeats in between.
 
-        Parts of the encoded file come in between as soon as they are decoded; all of them, joined, are the file.
+        Parts of the encoded file come in between as soon as they are decoded; all of them and the `rest` are the file.
         `target` is what a song is edited to, `source` an audio file or latents. Cancelling aborts within one step.
         Raises EngineError or GpuMemoryError.
         """
@@ -184,10 +187,8 @@ class Generator:
                     yield listener.progress
                     await self._pause(listener.urgent)
             finished = end.result()
-            async for part in self._encoded(file, listener):
-                yield part
-            yield await self._in_thread(file.finish)
-            yield self._rendered(finished, file, spec)
+            rest = await self._in_thread(partial(file.finish, listener.audio))
+            yield self._rendered(finished, file, rest, spec)
         finally:
             self._calls -= 1
             self._host.abort(call)
@@ -211,9 +212,9 @@ class Generator:
         return await self._in_thread(lambda: read_audio(file, self._limits))
 
     async def _encoded(self, file: _SongFile, listener: _Listener) -> AsyncIterator[ByteArray]:
-        """The file's parts, as far as there is audio now."""
+        """The file's parts, as far as there is audio now and more to come."""
         listener.urgent.clear()
-        while listener.audio:
+        while listener.audio and not listener.ended:
             part = await self._in_thread(partial(file.add, listener.audio.popleft()))
             if part.size:
                 yield part
@@ -224,8 +225,9 @@ class Generator:
             async with asyncio.timeout(max(PROGRESS_INTERVAL_S, self._calls / PROGRESS_PER_S)):
                 await urgent.wait()
 
-    def _rendered(self, finished: Finished, file: _SongFile, spec: ModelSpec) -> Rendered:
+    def _rendered(self, finished: Finished, file: _SongFile, rest: ByteArray, spec: ModelSpec) -> Rendered:
         return Rendered(
+            rest=rest,
             latents=finished.latents,
             duration_s=file.samples / OUTPUT_SAMPLE_RATE_HZ,
             timings=dataclasses.replace(finished.timings, write_s=file.write_s),

@@ -115,8 +115,9 @@ class Heartbeat:
 
 @dataclass(frozen=True)
 class Rendered:
-    """A finished song, but for its encoded file, whose parts have come before."""
+    """A finished song. `rest` is what of its encoded file follows the parts that came before."""
 
+    rest: ByteArray
     latents: Latents
     duration_s: float
     timings: Timings

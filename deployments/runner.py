@@ -241,6 +241,7 @@ class Runner:
                     timeout.reschedule(lease.renew(clock_now(), steps))
                     match message:
                         case Rendered():
+                            song.audio.add(message.rest)
                             rendered = message
                         case np.ndarray():
                             song.audio.add(message)

@@ -30,6 +30,11 @@ HEALTH_CHECK_PERIOD_S = 1.0  # a replica that died is replaced from its next che
 HEALTH_CHECK_TIMEOUT_S = 10.0  # three in a row, and a Generator that is frozen is replaced
 LOOK_BACK_S = 15.0  # Serve wants it over its own 10 s between reports
 SONGS_PER_REPLICA = 2  # on average, before Serve adds a replica: each song more makes the others of a GPU slower
+# Nothing here blocks an event loop, so that a replica needs only one: calls arrive sooner, and threads of the event
+# loops do not hold up that of an engine.
+ONE_EVENT_LOOP = {
+    "env_vars": {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0", "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0"}
+}
 MIB = 2**20
 SIZES = 5  # of songs, by which the JobManager lets them start
 
@@ -71,7 +76,7 @@ def build_app(settings: Settings) -> Application:
         # One, always. That it is counted as autoscaled is what brings its figures to the scaling policy.
         autoscaling_config=AutoscalingConfig(min_replicas=1, max_replicas=1, look_back_period_s=LOOK_BACK_S),
         max_ongoing_requests=MANY_REQUESTS,
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options=_reserving(cpus=0),
         graceful_shutdown_timeout_s=JOB_MANAGER_GRACE_S,
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
         logging_config=quiet,
@@ -79,7 +84,7 @@ def build_app(settings: Settings) -> Application:
     ingress_deployment: Any = Ingress  # the decorator made a deployment of the class, unknown to its types
     ingress = ingress_deployment.options(
         num_replicas=settings.ingress_replicas,
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options=_reserving(cpus=0),
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
         logging_config=quiet,  # it writes its own line for each request
     )
@@ -109,7 +114,7 @@ def _generator(settings: Settings, placement: Placement, models: Models, logging
             downscale_delay_s=settings.generator.downscale_delay_s,
         ),
         max_ongoing_requests=settings.generator.songs_per_size * SIZES,
-        ray_actor_options={"num_cpus": placement.generator_cpus, "num_gpus": placement.generator_gpus},
+        ray_actor_options=_reserving(placement.generator_cpus, placement.generator_gpus),
         graceful_shutdown_timeout_s=settings.generator.graceful_shutdown_timeout_s,
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
         health_check_timeout_s=HEALTH_CHECK_TIMEOUT_S,
@@ -124,7 +129,7 @@ def _text_encoder(settings: Settings, placement: Placement, models: Models, logg
     deployment = serve.deployment(TextEncoder).options(
         num_replicas=encoder.replicas,
         max_ongoing_requests=MANY_REQUESTS,
-        ray_actor_options={"num_cpus": 0, "num_gpus": placement.text_encoder_gpus},
+        ray_actor_options=_reserving(0, placement.text_encoder_gpus),
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
         logging_config=logging,
     )
@@ -159,6 +164,10 @@ def _model_choice(settings: Settings) -> ModelChoice:
         cpu_offload=settings.cpu_offload,
         overlapped_decode=settings.overlapped_decode,
     )
+
+
+def _reserving(cpus: float, gpus: float = 0) -> dict[str, Any]:
+    return {"num_cpus": cpus, "num_gpus": gpus, "runtime_env": ONE_EVENT_LOOP}
 
 
 def _absolute(path: Path) -> Path:

@@ -29,7 +29,7 @@ from deployments.results import Folders
 from deployments.retention import RetentionTerms
 
 AUDIO = np.arange(4, dtype=np.uint8)
-SONG = Rendered(np.zeros((8, 16, 2), np.float32), 1.5, Timings(1.0, 0.5), "nano", "cpu")
+SONG = Rendered(AUDIO[:0], np.zeros((8, 16, 2), np.float32), 1.5, Timings(1.0, 0.5), "nano", "cpu")
 Message = Progress | Heartbeat | ByteArray | Rendered
 Script = Callable[[RenderJob], AsyncIterator[Message]]
 
@@ -91,8 +91,8 @@ class ScriptedTextEncoder:
 async def sing(job: RenderJob) -> AsyncIterator[Message]:
     yield Progress("diffusion", 0, 2)
     yield Progress("diffusion", 2, 2)
-    yield AUDIO
-    yield SONG
+    yield AUDIO[:3]
+    yield dataclasses.replace(SONG, rest=AUDIO[3:])
 
 
 async def sing_for_ever(job: RenderJob) -> AsyncIterator[Message]:
