@@ -13,7 +13,7 @@ from training.nano.compose import Wish, compose
 from training.nano.evaluate.classify import FamilyNet, family_shares, mel_picture
 from training.nano.evaluate.drums import BANDS_HZ, FEATURES, DrumLine, drum_features, drums_probability
 from training.nano.evaluate.hear import Judges
-from training.nano.evaluate.keys import Key, KeyNet, chroma, key_of
+from training.nano.evaluate.keys import KeyNet, chroma, key_of
 from training.nano.evaluate.learn import Examples, examine, examples, load_judges, train
 from training.nano.render import render
 from training.nano.words import FAMILIES
@@ -85,12 +85,6 @@ def test_a_drum_changes_no_pitch_class_as_much_as_a_note_does() -> None:
     chord = tones(A_MINOR_HZ, 4.0)
     shown = chroma(chord + beat(100, 4.0)).mean(dim=1)[12:]
     assert set(shown.topk(3).indices.tolist()) == {9, 0, 4}
-
-
-def test_a_key_tells_its_mode_and_its_scale() -> None:
-    assert Key(9, minor=0.9).mode == "minor"
-    assert Key(9, minor=0.9).scale == Key(0, minor=0.2).scale == 0
-    assert Key(7, minor=0.2).scale == 7
 
 
 def test_drums_show_as_sudden_rises_of_deep_and_of_high_bands_however_loud_they_are() -> None:

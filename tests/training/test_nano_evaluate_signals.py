@@ -10,6 +10,7 @@ from training.nano.evaluate.roundtrip import CLICK, click_ratio, mel_error_neper
 from training.nano.evaluate.spectra import log_mel, magnitudes
 from training.nano.evaluate.tempo import rhythm_similarity, same_tempo, tempo_bpm
 from training.nano.evaluate.tonality import tonal_to_noise_db
+from training.nano.evaluate.transposition import transposition
 from training.nano.render import render
 
 
@@ -124,3 +125,17 @@ def test_a_codec_that_changes_nothing_holds_all_marks_and_a_poor_one_none() -> N
     for audio in poor:
         audio[:, 16 * 4096 :] += 5.0
     assert not any(mark.holds for mark in codec_marks(pieces, poor))
+
+
+@pytest.mark.parametrize("semitones", [0, 1, 5, 11])
+def test_chords_of_another_key_have_to_be_moved(semitones: int) -> None:
+    chord_hz = [130.8, 329.6, 392.0, 493.9]
+    moved = tones([hz * 2 ** (semitones / 12) for hz in chord_hz], 3.0)
+    assert transposition(tones(chord_hz, 3.0), moved) == semitones
+
+
+def test_a_piece_goes_on_in_its_key_and_is_told_from_itself_in_another() -> None:
+    piece, elsewhere = (render(compose(7, Wish(duration_s=22.0, key=key, drums=True))) for key in (2, 6))
+    first, following = slice(10 * RATE_HZ), slice(10 * RATE_HZ, None)
+    assert transposition(piece[:, following], piece[:, first]) == 0
+    assert transposition(piece[:, following], elsewhere[:, first]) == 4

@@ -9,9 +9,10 @@ from transformers import PreTrainedTokenizerBase
 
 from acestep_engine.lyrics import LyricTokenizer
 from tests.training.captions import tokenizer_of
-from training.nano.latents import PITCH_CLASSES, LatentClips
+from training.nano.latents import LatentClips
 from training.nano.loop import step_generator
 from training.nano.rows import CROPS, TOKENS_PER_STEP, Rows, RowSource
+from training.nano.score.harmony import PITCH_CLASSES
 from training.nano.score.timing import bar_frames
 from training.nano.transformer import LYRICS, Model, Objective
 

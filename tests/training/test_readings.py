@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from training.nano.latents import PITCH_CLASSES
 from training.nano.readings import TURNS_PER_BAR, Readings
+from training.nano.score.harmony import PITCH_CLASSES
 
 SONGS, FRAMES, TURNS = 2, 9, len(TURNS_PER_BAR)
 DIM = 2 * TURNS + PITCH_CLASSES

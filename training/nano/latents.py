@@ -23,11 +23,11 @@ from acestep_engine.model.mel import LogMel, MelConfig
 from training.nano.autoencoder import encode, load_dcae
 from training.nano.compose import Wish, compose
 from training.nano.render import render
+from training.nano.score.harmony import PITCH_CLASSES
 from training.nano.words import caption
 
 CAPTIONS = 12  # of each piece, to draw from
 SHARD_PIECES = 50
-PITCH_CLASSES = 12
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.nano.latents import PITCH_CLASSES
+from training.nano.score.harmony import PITCH_CLASSES
 
 READ_BLOCK = 4  # of eight: the later ones have something to do with it
 TURNS_PER_BAR = (1, 2, 4)  # the last ones are beats

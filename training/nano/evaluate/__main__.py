@@ -26,7 +26,7 @@ from training.nano.render import render
 SONGS = 64
 WORK = Path("~/.cache/ace-step/eval-nano")
 PARTS = ("codec", "songs", "edits")
-DECODED, REPEATED, REFERENCES, REPAINTED, EXTENDED = 24, 3, 4, 3, 12  # trials that the dearer marks take
+DECODED, REPEATED, REFERENCES, REPAINTED, EXTENDED = 24, 3, 4, 3, 24  # trials that the dearer marks take
 
 
 def main() -> None:
@@ -50,7 +50,7 @@ def main() -> None:
     if args.only in (None, "songs"):
         marks += _songs(maker, judges, trials, renderings, args.clips)
     if args.only in (None, "edits"):
-        marks += _edits(maker, judges, trials)
+        marks += _edits(maker, trials)
     print(f"{sum(mark.holds for mark in marks)} of {len(marks)} hold; {(time.perf_counter() - started) / 60:.0f} min")
 
 
@@ -90,7 +90,7 @@ def _songs(
     return marks
 
 
-def _edits(maker: Maker, judges: Judges, trials: Sequence[Trial]) -> list[Mark]:
+def _edits(maker: Maker, trials: Sequence[Trial]) -> list[Mark]:
     """On pieces with drums, whose rhythm is plain."""
     drummed = [trial for trial in trials if trial.piece.drums][: max(REFERENCES, EXTENDED)]
     renderings = [render(trial.piece) for trial in drummed]
@@ -99,7 +99,7 @@ def _edits(maker: Maker, judges: Judges, trials: Sequence[Trial]) -> list[Mark]:
     marks = [
         reference_mark(maker, drummed[:REFERENCES], renderings[:REFERENCES]),
         *repaint_marks(maker, trials[:REPAINTED], songs),
-        *extend_marks(maker, judges, drummed[:EXTENDED], renderings[:EXTENDED], longer[:EXTENDED]),
+        *extend_marks(maker, drummed[:EXTENDED], renderings[:EXTENDED], longer[:EXTENDED]),
     ]
     _tell("Songs from songs", show_marks(marks))
     return marks

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.nano.evaluate.spectra import RATE_HZ, Audio, magnitudes
+from training.nano.score.harmony import PITCH_CLASSES
 
 WINDOW, HOP = 16_384, 4096
 BASS_HZ, TREBLE_HZ = (45.0, 220.0), (220.0, 2200.0)
@@ -16,7 +17,6 @@ WIDTH_SEMITONES = 0.25  # how far off a partial may be and still count by half o
 COMPRESSION = 300.0
 A4_HZ, A4_CLASS = 440.0, 9  # pitch classes count from C
 
-PITCH_CLASSES = 12
 MODES = ("major", "minor")
 HIDDEN = 48
 
@@ -31,11 +31,6 @@ class Key:
     @property
     def mode(self) -> str:
         return MODES[self.minor > 0.5]
-
-    @property
-    def scale(self) -> int:
-        """The tonic of the major key with the same notes: what two parts of a song have to agree about."""
-        return (self.tonic + 3) % PITCH_CLASSES if self.mode == "minor" else self.tonic
 
 
 def chroma(audio: Audio) -> Tensor:

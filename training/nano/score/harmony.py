@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from training.nano.piece import Mode
 
+PITCH_CLASSES = 12
 SCALES: dict[Mode, tuple[int, ...]] = {"major": (0, 2, 4, 5, 7, 9, 11), "minor": (0, 2, 3, 5, 7, 8, 10)}
 
 # Semitones of root, third, fifth and seventh above the tonic.
