@@ -14,7 +14,8 @@ from acestep_engine.devices import pick_device
 from training.nano.compose import FIRST_HELD_OUT_SEED
 from training.nano.export import assemble
 
-HELD_OUT_PIECES = 100
+PIECES, HELD_OUT_PIECES = 8_000, 100  # that the transformer learns from, and is judged by
+PIECES_PER_RECORDING = 8  # the autoencoder and the vocoder need fewer
 CORES = len(os.sched_getaffinity(0))
 TORCHRUN = ("torch.distributed.run", "--standalone")  # whose port is a free one
 # Of the hours that learning takes. The rest, data and latents, takes half an hour of two cores.
@@ -41,10 +42,13 @@ class Stage:
         return subprocess.run(self.command, env=os.environ | threads).returncode
 
 
-def stages(work: Path, hours: float, learning: tuple[str, ...] = (), processes: int = 1) -> tuple[Stage, ...]:
+def stages(
+    work: Path, hours: float, pieces: int = PIECES, learning: tuple[str, ...] = (), processes: int = 1
+) -> tuple[Stage, ...]:
     """All that there is to do, in order; each does nothing that it has done before.
 
-    `learning`: more arguments for trainers; `processes`: those that train the transformer.
+    `pieces`: of music, for the transformer; `learning`: more arguments for trainers; `processes`: those that train the
+    transformer.
     """
     data, latents = str(work / "recordings"), work / "latents"
     codec, voice, model = (str(work / name) for name in ("autoencoder", "vocoder", "transformer"))
@@ -55,11 +59,12 @@ def stages(work: Path, hours: float, learning: tuple[str, ...] = (), processes: 
     encode = ("--autoencoder", codec, "--data")
     learn = ("--data", str(latents), "--out", model)
     held_out = ("--first", str(FIRST_HELD_OUT_SEED), "--pieces", str(HELD_OUT_PIECES))
+    recordings = str(-(-pieces // PIECES_PER_RECORDING))
     return (
-        Stage("render recordings", "codec_data", ("--data", data)),
+        Stage("render recordings", "codec_data", ("--data", data, "--pieces", recordings)),
         Stage("autoencoder", "autoencoder", ("--data", data, "--out", codec, *plan(AUTOENCODER_SHARE))),
         Stage("vocoder", "vocoder", ("--data", data, "--out", voice, "--through", codec, *plan(VOCODER_SHARE))),
-        Stage("render latents", "latents", (*encode, str(latents / "train"))),
+        Stage("render latents", "latents", (*encode, str(latents / "train"), "--pieces", str(pieces))),
         Stage("render held-out latents", "latents", (*encode, str(latents / "held-out"), *held_out)),
         Stage("transformer", "transformer", (*learn, *plan(TRANSFORMER_SHARE)), processes),
     )
@@ -69,12 +74,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m training.nano", description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="data, states, logs; about 3 GB")
     parser.add_argument("--hours", type=float, default=10.0, help="that learning may take (10)")
+    parser.add_argument("--pieces", type=int, default=PIECES, help=f"of music to learn from ({PIECES})")
     parser.add_argument("--device", help="cpu or cuda (a GPU if there is one)")
     parser.add_argument("--scale", type=int, default=1, help="times as much in every step: 8 for a large GPU (1)")
     options = parser.parse_args()
     learning = ("--scale", str(options.scale), *(() if options.device is None else ("--device", options.device)))
     processes = min(2, CORES) if pick_device(options.device).type == "cpu" else 1
-    for stage in stages(options.work, options.hours, learning, processes):
+    for stage in stages(options.work, options.hours, options.pieces, learning, processes):
         print(f"--- {stage.title}", flush=True)
         if (code := stage.run()) != 0:
             sys.exit(f"{stage.title} ended with {code}; the same command goes on from here")
