@@ -29,7 +29,7 @@ from deployments.messages import JOB_MANAGER, ByteArray, Heartbeat, Rendered, Re
 if TYPE_CHECKING:  # they take seconds to import, and only the replica needs them
     from deployments.engine_host import EngineHost
 
-# Telling it takes both processes some milliseconds, which on a CPU the engine lacks.
+# Each message wakes two processes, which on a CPU interrupt the engine.
 PROGRESS_INTERVAL_S = 0.25  # of one call, as long as there are few
 PROGRESS_PER_S = 8  # of all calls of a replica together
 HEARTBEAT_S = 5.0  # of a call with nothing to tell: paused for others, say

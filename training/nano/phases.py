@@ -90,9 +90,7 @@ class Phases(nn.Module):
     def __init__(self, window: int, lowest_hz: float, highest_hz: float, elsewhere: float = 1.0) -> None:
         super().__init__()
         self._elsewhere = elsewhere
-        self._reach = LOBE_BINS + int(
-            window / SAMPLES_PER_LATENT
-        )  # in bins, of what a tone becomes: a line and its lobe
+        self._reach = LOBE_BINS + window // SAMPLES_PER_LATENT  # in bins, of what a tone becomes: a line and its lobe
         angle = 2 * math.pi * (torch.arange(window) + 0.5) / window
         self.bin_hz = MODEL_SAMPLE_RATE_HZ / window
         bins = torch.arange(int(lowest_hz / self.bin_hz), int(highest_hz / self.bin_hz))

@@ -69,7 +69,7 @@ def repaint_marks(maker: Maker, trials: Sequence[Trial], songs: Sequence[Song]) 
 def extend_marks(
     maker: Maker, trials: Sequence[Trial], sources: Sequence[Audio], longer: Sequence[Audio]
 ) -> list[Mark]:
-    """12 s added to each rendering; `longer` are renderings of as much in all, that go on as the pieces do."""
+    """`ADDED_S` more of each rendering; `longer` are renderings of as much in all, that go on as the pieces do."""
     tempos: list[list[bool]] = [[], []]
     keys: list[list[bool]] = [[], []]
     ratios = []
