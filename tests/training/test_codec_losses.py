@@ -1,10 +1,9 @@
-"""What counts as an error of a mel or a sound, and that discriminators learn to tell sounds apart."""
+"""What counts as an error of a mel or a sound."""
 
 import torch
 from torch import Tensor
 
 from training.nano.codec_losses import SpectralLoss, audible_error, mel_loss, spectrum
-from training.nano.discriminators import Discriminators
 
 
 def tone(hz: float, phase: float = 0.0) -> Tensor:
@@ -52,27 +51,3 @@ def test_a_sound_in_another_phase_is_nearer_than_one_of_another_pitch() -> None:
     assert loss(wanted, wanted) < 1e-3
     assert loss(-wanted, wanted) < 1e-3
     assert loss(tone(440, phase=1.0), wanted) < 0.5 * loss(tone(480), wanted)
-
-
-def test_discriminators_learn_to_tell_a_tone_from_noise() -> None:
-    torch.manual_seed(0)
-    discriminators = Discriminators()
-    optimizer = torch.optim.AdamW(discriminators.parameters(), lr=2e-3)
-    losses = []
-    for step in range(10):
-        contest = discriminators(tone(300 + 20 * step), noise(step))
-        optimizer.zero_grad()
-        contest.discriminators.backward()
-        optimizer.step()
-        losses.append(contest.discriminators.item())
-
-    assert losses[0] > 0.8
-    assert losses[-1] < 0.6
-
-
-def test_the_features_of_a_sound_are_at_no_distance_from_their_own() -> None:
-    discriminators = Discriminators()
-    same, other = (discriminators(tone(440), made).features for made in (tone(440), noise()))
-
-    assert same == 0
-    assert other > 0.3

@@ -9,7 +9,6 @@ import torch
 from acestep_engine.checkpoint import AUTOENCODER, COMPONENTS, NANO_PATH, VOCODER, missing_parts
 from acestep_engine.model.autoencoder import build_dcae, build_vocoder
 from training.nano import autoencoder, export, vocoder
-from training.nano.__main__ import TORCHRUN, stages
 from training.nano.export import MOST_BYTES, assemble
 from training.nano.tokenizer import VOCABULARY
 from training.nano.transformer import Model
@@ -52,20 +51,3 @@ def test_what_is_trained_fits_a_checkpoint(tmp_path: Path) -> None:
     parts = (build_dcae(autoencoder.CONFIG), build_vocoder(vocoder.CONFIG), model)
     weights = sum(parameter.numel() for part in parts for parameter in part.parameters())
     assert 2 * weights < 0.995 * MOST_BYTES  # float16, beside configs and vocabularies
-
-
-def test_every_stage_reads_what_an_earlier_one_writes(tmp_path: Path) -> None:
-    written: set[str] = set()
-    for stage in stages(tmp_path, 1.0):
-        named = dict(zip(stage.arguments[::2], stage.arguments[1::2], strict=True))
-        read = {"autoencoder": {"--data"}, "vocoder": {"--data", "--through"}, "latents": {"--autoencoder"}}
-        assert {named[option] for option in read.get(stage.module, set())} <= written
-        written |= {named[option] for option in ("--out", "--data") if option in named}
-
-
-def test_a_team_is_started_by_torchrun_and_a_process_alone_is_not(tmp_path: Path) -> None:
-    first, *_, last = stages(tmp_path, 1.0, processes=2)
-    assert first.command[1:3] == ["-m", "training.nano.codec_data"]
-    assert last.command[1:7] == ["-m", *TORCHRUN, "--nproc-per-node", "2", "-m"]
-    assert last.command[7] == "training.nano.transformer"
-    assert stages(tmp_path, 1.0)[-1].command[2] == "training.nano.transformer"

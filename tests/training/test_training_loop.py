@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,6 +31,10 @@ def trainer(recorded: Path, kind: type[AutoencoderTrainer] = AutoencoderTrainer)
     return kind(SMALL_DCAE, SETTINGS, training_recordings(recorded), held_out_recordings(recorded))
 
 
+def logged(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
 def test_an_interrupted_run_ends_with_the_weights_of_one_that_was_not(recorded: Path, tmp_path: Path) -> None:
     plan = Plan(steps=6, minutes=1e6)
     whole, interrupted, resumed = (
@@ -37,7 +42,9 @@ def test_an_interrupted_run_ends_with_the_weights_of_one_that_was_not(recorded: 
     )
 
     assert train(whole, tmp_path / "whole", plan) == 6
-    assert train(interrupted, tmp_path / "parts", plan) == 3
+    with pytest.raises(SystemExit, match=str(128 + signal.SIGTERM)):
+        train(interrupted, tmp_path / "parts", plan)
+    assert logged(tmp_path / "parts")[-1]["step"] == 3
     assert train(resumed, tmp_path / "parts", plan) == 6
 
     for expected, found in zip(whole.dcae.parameters(), resumed.dcae.parameters(), strict=True):
@@ -47,15 +54,20 @@ def test_an_interrupted_run_ends_with_the_weights_of_one_that_was_not(recorded: 
 def test_after_a_run_signals_do_what_they_did_before(recorded: Path, tmp_path: Path) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 
-    train(trainer(recorded, InterruptedTrainer), tmp_path, Plan(steps=4))
+    with pytest.raises(SystemExit):
+        train(trainer(recorded, InterruptedTrainer), tmp_path, Plan(steps=4))
 
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_signal_in_the_last_step_leaves_nothing_to_go_on_with(recorded: Path, tmp_path: Path) -> None:
+    assert train(trainer(recorded, InterruptedTrainer), tmp_path, Plan(steps=3)) == 3
 
 
 def test_losses_and_marks_are_logged_as_lines_of_json(recorded: Path, tmp_path: Path) -> None:
     train(trainer(recorded), tmp_path, Plan(steps=4, log_every_steps=2, judge_every_steps=4))
 
-    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    lines = logged(tmp_path)
     assert [line["step"] for line in lines] == [2, 4, 4, 4]
     assert all(line["loss"] > 0 for line in lines[:2])
     assert all(line["held_out_nepers"] > 0 for line in lines[2:])

@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import signal
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -72,10 +73,11 @@ class Trainer(Protocol):
 
 
 def train(trainer: Trainer, folder: Path, plan: Plan, team: Team = ALONE) -> int:
-    """Train until the plan is done or SIGTERM or SIGINT comes; the number of steps taken in all, over all runs.
+    """Train until the plan is done; the number of steps taken in all, over all runs.
 
     State, log and exported weights lie in `folder`, and an earlier run's state is gone on from. In a team all go on and
-    stop with its first member, which alone writes.
+    stop with its first member, which alone writes. After SIGTERM or SIGINT they are written as well, and the process
+    ends with the status of one that the signal ended.
     """
     folder.mkdir(parents=True, exist_ok=True)
     keep_freed_memory()
@@ -113,6 +115,8 @@ def train(trainer: Trainer, folder: Path, plan: Plan, team: Team = ALONE) -> int
         with _uncompiled():
             trainer.export(folder)
         _log(folder, step, trained_s, _judge(trainer))
+    if stopping and _progress(plan, step, trained_s) < 1:
+        sys.exit(128 + stopping[0])
     return step
 
 
@@ -203,16 +207,11 @@ def _log(folder: Path, step: int, trained_s: float, values: Mapping[str, float])
 
 @contextmanager
 def _stop_on_signal() -> Iterator[list[int]]:
-    """A list that is filled once SIGTERM or SIGINT comes; a second one does what it always did."""
+    """A list that is filled once SIGTERM or SIGINT comes. More change nothing: torchrun repeats those of a terminal."""
     received: list[int] = []
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def note(number: int, frame: object) -> None:
-        received.append(number)
-        signal.signal(number, before[signal.Signals(number)])
-
     for number in before:
-        signal.signal(number, note)
+        signal.signal(number, lambda number, frame: received.append(number))
     try:
         yield received
     finally:

@@ -1,8 +1,8 @@
 """Train the vocoder: `python -m training.nano.vocoder --data DIR --out DIR --minutes 120 [--through DIR]`.
 
 It is the engine's Vocoder. At first its backbone alone learns the phases of steady tones (see `phases`), which is a
-fraction of the work; then all of it learns those and spectra, and at last against discriminators as well. With
-`--through` it hears mels that the autoencoder exported in that folder gave back, as it will in use.
+fraction of the work; then all of it learns those and spectra. With `--through` it hears mels that the autoencoder
+exported in that folder gave back, as it will in use.
 """
 
 import argparse
@@ -24,7 +24,6 @@ from acestep_engine.params import MEL_FRAMES_PER_LATENT, MEL_HOP_SAMPLES
 from training.nano.autoencoder import decode, encode, load_dcae
 from training.nano.codec_data import Recordings, Segments, held_out_recordings, training_recordings
 from training.nano.codec_losses import SpectralLoss, audible_error, mel_loss
-from training.nano.discriminators import Discriminators
 from training.nano.loop import (
     add_plan,
     learning_rate,
@@ -80,15 +79,11 @@ class Settings:
     judged: tuple[int, int] = (16, 64)  # (segments, mel frames)
     highest_rate: float = 1e-3
     backbone_rate: float = 3e-3
-    discriminator_rate: float = 3e-4
     backbone_share: float = 0.3  # of the plan: after it all of the vocoder learns
-    spectral_share: float = 0.7  # of the plan: after it the discriminators join
     mel_noise: float = 0.05  # nepers, while the backbone learns from true mels
     phase_weight: float = 12.0
     mel_weight: float = 3.0
     spectral_weight: float = 1.0
-    feature_weight: float = 2.0
-    disbelief_weight: float = 0.5
     latent_noise: float = 0.15  # as in the autoencoder's training, with --through
     seed: int = 0
 
@@ -112,14 +107,10 @@ class VocoderTrainer:
         self.bands = [Phases(*band).to(self.device) for band in BANDS]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            self.discriminators = Discriminators().to(self.device)
             read = 2 * sum(band.bins for band in self.bands)
             self.reading = nn.Linear(config["dims"][-1], read).to(self.device)  # of the backbone
         self.optimizer = torch.optim.AdamW(
             [*self.vocoder.parameters(), *self.reading.parameters()], betas=(0.8, 0.99), weight_decay=0.01, fused=True
-        )
-        self.opponent = torch.optim.AdamW(
-            self.discriminators.parameters(), betas=(0.8, 0.99), weight_decay=0.01, fused=True
         )
         self.context = _context(self.vocoder, settings.frames)
 
@@ -130,19 +121,13 @@ class VocoderTrainer:
             return self._step_of_backbone(rng, step, progress / settings.backbone_share)
         segments = self.recordings.draw(rng, settings.segments, settings.frames, self.context)
         real = segments.audio.flatten(0, 1)[:, None]  # (2B, 1, N)
-        contested = progress >= settings.spectral_share
-        # float32 once they join: they hear the noise of bfloat16, 54 dB below the sound, and would tell by nothing else
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=not contested):
+        with torch.autocast(self.device.type, torch.bfloat16):
             made = self._make(self._mel(segments, rng)).float()
-        heard = made.detach().requires_grad_()  # so that both sides of the contest share one pass
-        losses = self._spectral(heard, segments, real) | {"phases": self._phase_error(heard, real, self.context)}
+        losses = self._spectral(made, segments, real) | {"phases": self._phase_error(made, real, self.context)}
         weights = {"mel": settings.mel_weight, "spectral": settings.spectral_weight, "phases": settings.phase_weight}
-        torch.stack([weight * losses[name] for name, weight in weights.items()]).sum().backward()
-        if contested:
-            losses |= self._contest(heard, real, step, progress)
         set_learning_rate(self.optimizer, learning_rate(settings.highest_rate, step, progress))
         self.optimizer.zero_grad(set_to_none=True)
-        made.backward(heard.grad)
+        torch.stack([weight * losses[name] for name, weight in weights.items()]).sum().backward()
         losses["gradient"] = torch.nn.utils.clip_grad_norm_(self.vocoder.parameters(), 10.0)
         self.optimizer.step()
         return {name: value.item() for name, value in losses.items()}
@@ -222,30 +207,12 @@ class VocoderTrainer:
         made: Tensor = self.vocoder(mel.flatten(0, 1), self.context, self.context + self.settings.frames)
         return made
 
-    def _spectral(self, heard: Tensor, segments: Segments, real: Tensor) -> dict[str, Tensor]:
-        found, expected = (self.log_mel(audio) for audio in (heard.view_as(segments.audio), segments.audio))
-        return {"mel": mel_loss(found, expected), "spectral": self.spectral_loss(heard, real)}
-
-    def _contest(self, heard: Tensor, real: Tensor, step: int, progress: float) -> dict[str, Tensor]:
-        """Add what the discriminators say to the gradient of `heard`, and train them by one step."""
-        settings = self.settings
-        contest = self.discriminators(real, heard)
-        generator_loss = settings.feature_weight * contest.features + settings.disbelief_weight * contest.disbelief
-        (gradient,) = torch.autograd.grad(generator_loss, heard, retain_graph=True)
-        assert heard.grad is not None
-        heard.grad += gradient
-        set_learning_rate(self.opponent, learning_rate(settings.discriminator_rate, step, progress))
-        self.opponent.zero_grad(set_to_none=True)
-        contest.discriminators.backward(inputs=list(self.discriminators.parameters()))
-        self.opponent.step()
-        return {
-            "features": contest.features,
-            "disbelief": contest.disbelief,
-            "discriminators": contest.discriminators,
-        }
+    def _spectral(self, made: Tensor, segments: Segments, real: Tensor) -> dict[str, Tensor]:
+        found, expected = (self.log_mel(audio) for audio in (made.view_as(segments.audio), segments.audio))
+        return {"mel": mel_loss(found, expected), "spectral": self.spectral_loss(made, real)}
 
 
-_LEARNING = ("vocoder", "reading", "discriminators", "optimizer", "opponent")
+_LEARNING = ("vocoder", "reading", "optimizer")
 
 
 def _context(vocoder: Vocoder, frames: int) -> int:
