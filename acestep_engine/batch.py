@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from acestep_engine.caching import LruCache
+from acestep_engine.graphs import GraphedTransformer
 from acestep_engine.model.low_rank import AdapterKey, WeightedAdapter, key_of
 from acestep_engine.model.packing import GAP_FRAMES, Context, Packing, pack
 from acestep_engine.model.transformer import Modulation, Transformer
@@ -35,6 +36,7 @@ class Batch:
         self.transformer = transformer
         self._device = device
         self.dtype = dtype
+        self.graphed: GraphedTransformer | None = None  # runs the forwards, if there is one
         self._packings: LruCache[tuple[object, ...], Packing] = LruCache(KEPT_PACKINGS)
         self._modulations: LruCache[tuple[float, AdapterKey], Modulation] = LruCache(KEPT_MODULATIONS)
         self._rotation_table = transformer.rotation_table(0, device)
@@ -47,13 +49,16 @@ class Batch:
         modulations = [
             self._modulation(query.timestep, share.context.adapter) for share in ordered for query in share.queries
         ]
-        velocities = iter(self.transformer([query.latents for query in queries], modulations, self._packing(ordered)))
+        run = self.graphed or self.transformer
+        velocities = iter(run([query.latents for query in queries], modulations, self._packing(ordered)))
         answers = {i: [next(velocities) for _ in shares[i].queries] for i in order}
         return [answers[i] for i in range(len(shares))]
 
     def forget_packings(self) -> None:
         """Let go of the contexts of earlier companies."""
         self._packings.clear()
+        if self.graphed is not None:
+            self.graphed.forget()
 
     def _packing(self, shares: Sequence[Share]) -> Packing:
         scales = [tuple(query.query_scale for query in share.queries) for share in shares]

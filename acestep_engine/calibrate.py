@@ -1,16 +1,19 @@
 """What this device can do with this model: measured once, when the model is loaded."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from acestep_engine.batch import Batch, Share
 from acestep_engine.decode import decode_latents
 from acestep_engine.devices import synchronize
+from acestep_engine.graphs import PLAIN_FORWARDS, GraphedTransformer, Recorder
 from acestep_engine.model.autoencoder import MusicAutoencoder
+from acestep_engine.model.packing import GAP_FRAMES
 from acestep_engine.params import latent_frames
 from acestep_engine.tasks.guided import ERG_QUERY_SCALE
 from acestep_engine.tasks.state import LATENT_CHANNELS, LATENT_HEIGHT, Query
@@ -24,6 +27,8 @@ LONGEST_FORWARD_S = 0.2  # whoever joins waits for the one that runs
 # By how much twice the tokens must raise the throughput. A CPU's falls where its caches end; below that it is the
 # overhead of many small forwards that counts.
 WORTHWHILE_GAIN = {"cuda": 1.02, "cpu": 0.8}
+WORTH_RECORDING = 1.05  # by how much a recorded forward must be faster
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}  # of the same kernels on the same numbers, relative
 LONG_RUN_S = 0.1  # after one that takes so long, another would tell no more
 MEMORY_SHARE = 0.6  # of what is free: the rest is for decoding, contexts and fragmentation
 
@@ -71,6 +76,28 @@ def compiling_pays(batch: Batch, device: torch.device) -> bool:
     return all(one < other for one, other in zip(compiled, plain, strict=True))
 
 
+@torch.inference_mode()
+def recording_pays_up_to(batch: Batch, device: torch.device, record: Recorder, most_tokens: int) -> int:
+    """The tokens of the largest forward that is faster when it is recorded; 0 if none is, or if its answers differ."""
+    share, rows, tokens = any_share(batch, device), 1, 0
+    while rows * ROW_FRAMES <= most_tokens:
+        company = [share] * rows
+        plain_s, expected = _seconds(partial(batch.forward, company), device), batch.forward(company)
+        batch.graphed = GraphedTransformer(batch.transformer, record, most_tokens)
+        try:
+            for _ in range(PLAIN_FORWARDS):
+                batch.forward(company)
+            recorded_s, found = _seconds(partial(batch.forward, company), device), batch.forward(company)
+            broken = batch.graphed.most_tokens == 0
+        finally:
+            batch.graphed = None
+        if broken or recorded_s * WORTH_RECORDING > plain_s or not _same(found, expected):
+            break
+        rows, tokens = 2 * rows, rows * (ROW_FRAMES + GAP_FRAMES)
+    batch.forget_packings()
+    return tokens
+
+
 def warm_up(batch: Batch, device: torch.device) -> None:
     """Run every way through the blocks: rows of one timestep and of two, none and one of them weakened.
 
@@ -98,6 +125,11 @@ def any_share(batch: Batch, device: torch.device) -> Share:
     context = model.prepare_context(hidden, torch.ones(CONTEXT_TOKENS, dtype=torch.bool))
     latents = torch.zeros(LATENT_CHANNELS, LATENT_HEIGHT, ROW_FRAMES, device=device, dtype=batch.dtype)
     return Share((Query(latents, 500.0, 0),), context)
+
+
+def _same(found: Sequence[Sequence[Tensor]], expected: Sequence[Sequence[Tensor]]) -> bool:
+    pairs = [pair for rows in zip(found, expected, strict=True) for pair in zip(*rows, strict=True)]
+    return all(bool((one - other).norm() <= TOLERANCE[other.dtype] * other.norm()) for one, other in pairs)
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:

@@ -121,6 +121,7 @@ class ModelSpec:
     path: str  # a checkpoint folder in the published layout
     precision: Precision = "auto"  # auto: bfloat16 on a GPU, float32 on a CPU
     torch_compile: bool | None = None  # None: on a GPU, if it is faster there
+    cuda_graphs: bool | None = None  # None: on a GPU, for forwards that are faster so
     cpu_offload: bool = False
     overlapped_decode: bool = False
 

@@ -1,6 +1,6 @@
 """The full-size model with random weights on one GPU, in percent of what its arithmetic would take at the GPU's peak.
 
-    python -m benchmarks.gpu [--manifest FILE] [--compile] [--device cpu]
+    python -m benchmarks.gpu [--manifest FILE] [--compile] [--graphs on|off] [--device cpu]
 
 The peak is measured in the same run, as the rate of a large matrix product. `--manifest tests/golden/manifest-tiny.json
 --device cpu` tries the script where there is no GPU.
@@ -47,13 +47,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
     parser.add_argument("--manifest", type=Path, default=MANIFEST, help="sizes of the model (those of v1-3.5b)")
     parser.add_argument("--compile", action="store_true", help="compile the blocks")
+    parser.add_argument("--graphs", choices=("on", "off"), help="CUDA graphs for all forwards or none (a trial says)")
     parser.add_argument("--device", help="cuda or cpu (the GPU if there is one)")
     args = parser.parse_args()
     device = pick_device(args.device)
-    engine = random_engine(json.loads(args.manifest.read_text()), device, compiled=args.compile)
+    graphs = None if args.graphs is None else args.graphs == "on"
+    spec = ModelSpec("random", "", torch_compile=args.compile, cuda_graphs=graphs)
+    engine = random_engine(json.loads(args.manifest.read_text()), spec, device)
     peak = _measured_peak(device, engine.dtype)
     print(f"{describe_device(device)}, torch {torch.__version__}, {engine.dtype}, compiled: {args.compile}")
-    print(f"{peak / 1e12:.1f} TFLOP/s in a large matrix product; {engine.calibration}\n")
+    recorded = 0 if engine.batch.graphed is None else engine.batch.graphed.most_tokens
+    print(f"{peak / 1e12:.1f} TFLOP/s in a large matrix product; {engine.calibration}")
+    print(f"forwards of up to {recorded} tokens are CUDA graphs\n")
     with torch.inference_mode():
         _print_forwards(engine, peak)
     _print_song(engine, peak)
@@ -61,9 +66,8 @@ def main() -> None:
     _print_traffic(engine, peak)
 
 
-def random_engine(manifest: dict[str, dict[str, Any]], device: torch.device, *, compiled: bool) -> Engine:
+def random_engine(manifest: dict[str, dict[str, Any]], spec: ModelSpec, device: torch.device) -> Engine:
     """An engine of the manifest's sizes, all weights random, made on the device."""
-    spec = ModelSpec("random", "", torch_compile=compiled)
     dtype = pick_dtype(spec.precision, device)
     with torch.device("meta"):
         transformer = Transformer(TransformerConfig.from_json(manifest["ace_step_transformer"]["config"]))

@@ -25,6 +25,7 @@ class ModelChoice:
     download: bool  # v1-3.5b may be fetched when it is not there
     bf16: bool | None = None
     torch_compile: bool | None = None
+    cuda_graphs: bool | None = None
     cpu_offload: bool = False
     overlapped_decode: bool = False
 
@@ -111,6 +112,7 @@ def resolve_models(choice: ModelChoice, cluster_has_gpu: bool) -> Models:
             path=str(folder),
             precision=precision(choice.bf16),
             torch_compile=choice.torch_compile,
+            cuda_graphs=choice.cuda_graphs,
             cpu_offload=choice.cpu_offload,
             overlapped_decode=choice.overlapped_decode,
         )

@@ -161,6 +161,7 @@ def _model_choice(settings: Settings) -> ModelChoice:
         download=settings.download,
         bf16=settings.bf16,
         torch_compile=settings.torch_compile,
+        cuda_graphs=settings.cuda_graphs,
         cpu_offload=settings.cpu_offload,
         overlapped_decode=settings.overlapped_decode,
     )

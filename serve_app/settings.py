@@ -96,6 +96,7 @@ class Settings(Section):
     download: bool = False  # fetch v1-3.5b from its published place when it is not there
     bf16: bool | None = None  # None: bfloat16 on a GPU, float32 on a CPU
     torch_compile: bool | None = None  # None: on a GPU, if a start that tries it finds it faster
+    cuda_graphs: bool | None = None  # None: on a GPU, for the forwards that a start finds to be faster so
     cpu_offload: bool = False
     overlapped_decode: bool = False
 

@@ -1,0 +1,202 @@
+"""Forwards that are recorded and replayed answer as those that are not."""
+
+import gc
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from acestep_engine import calibrate, graphs
+from acestep_engine.batch import Batch
+from acestep_engine.calibrate import ROW_FRAMES, recording_pays_up_to
+from acestep_engine.graphs import PLAIN_FORWARDS, GraphedTransformer, Recorded, Recorder
+from acestep_engine.model.packing import GAP_FRAMES
+from acestep_engine.requests import songs_of
+from tests.engine.replayed import Replayed
+from tests.engine.small import CPU, Ask, batch, small_engine, small_transformer
+from tests.engine.wishes import KINDS, assert_as_alone, drain, run, steps
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+MANY = 10_000
+ROW_TOKENS = ROW_FRAMES + GAP_FRAMES
+
+
+def graphed(record: Recorder, most_tokens: int = MANY) -> Batch:
+    recording = batch()
+    recording.graphed = GraphedTransformer(recording.transformer, record, most_tokens)
+    return recording
+
+
+def same(found: Sequence[Sequence[Tensor]], expected: Sequence[Sequence[Tensor]]) -> bool:
+    return all(torch.equal(*rows) for pair in zip(found, expected, strict=True) for rows in zip(*pair, strict=True))
+
+
+def test_songs_of_all_kinds_come_out_as_alone() -> None:
+    engine, record = small_engine(), Replayed()
+    engine.batch.graphed = GraphedTransformer(engine.transformer, record, MANY)
+    kinds = {name: replace(wish, params=replace(wish.params, steps=12)) for name, wish in KINDS.items()}
+
+    for name, wish in kinds.items():  # alone: a company that stays together
+        assert_as_alone(songs_of(run(engine, {name: wish})), {name: wish})
+    alone = record.replays
+    assert_as_alone(songs_of(run(engine, kinds)), kinds)
+
+    assert alone > 3 * record.recorded > 0
+    assert record.replays > alone
+
+
+@pytest.mark.parametrize("joining", KINDS)
+def test_one_that_joins_a_recorded_company_changes_no_song(joining: str) -> None:
+    engine, record = small_engine(), Replayed()
+    engine.batch.graphed = GraphedTransformer(engine.transformer, record, MANY)
+    long = {name: replace(KINDS[name], params=replace(KINDS[name].params, steps=12)) for name in ("usual", joining)}
+    wishes = {"running": long["usual"], "joining": long[joining]}
+    wishes["running"].add_to(engine, "running")
+    events = steps(engine, PLAIN_FORWARDS + 2)
+    assert record.replays > 0
+    wishes["joining"].add_to(engine, "joining")
+
+    assert_as_alone(songs_of(events + drain(engine)), wishes)
+
+
+@settings(max_examples=25)
+@given(
+    forwards=st.lists(
+        st.tuples(st.booleans(), st.lists(st.sampled_from([900.0, 20.0]), min_size=3, max_size=3)),
+        min_size=3,
+        max_size=12,
+    )
+)
+def test_whatever_rows_of_a_company_share_they_get_their_velocities(forwards: list[tuple[bool, list[float]]]) -> None:
+    """Rows that share latents or a timestep are computed from one copy, which is another graph than for two copies."""
+    company = [Ask(5, query_scales=(1.0, 0.01), seed=1), Ask(9, seed=2), Ask(5, seed=3)]
+    shares = [ask.share() for ask in company]
+    recording, plain = graphed(Replayed()), batch()
+    for number, (apart, timesteps) in enumerate(forwards, 1):
+        asked = []
+        for share, timestep in zip(shares, timesteps, strict=True):
+            moved = share.queries[0].latents * number
+            songs = [moved, 2 * moved] if apart else [moved, moved]
+            queries = (
+                replace(query, timestep=timestep, latents=song)
+                for query, song in zip(share.queries, songs, strict=False)
+            )
+            asked.append(replace(share, queries=tuple(queries)))
+        assert same(recording.forward(asked), plain.forward(asked))
+
+
+def test_answers_are_not_written_over_by_the_next_forward() -> None:
+    recording, share = graphed(Replayed()), Ask(5).share()
+    for _ in range(PLAIN_FORWARDS):
+        recording.forward([share])
+    first = recording.forward([share])
+    kept = [[velocity.clone() for velocity in of_one] for of_one in first]
+    (query,) = share.queries
+    recording.forward([replace(share, queries=(replace(query, latents=2 * query.latents),))])
+    assert same(first, kept)
+
+
+def test_a_company_is_recorded_once_and_only_if_it_stays() -> None:
+    record = Replayed()
+    recording, together = graphed(record), [Ask(5, seed=1).share(), Ask(9, seed=2).share()]
+    for _ in range(PLAIN_FORWARDS):
+        recording.forward(together)
+        recording.forward(together[:1])
+    assert record.recorded == 0
+    for _ in range(5):
+        recording.forward(together)
+    assert (record.recorded, record.replays) == (1, 5)
+
+
+def test_forwards_that_keep_a_gpu_busy_are_not_recorded() -> None:
+    record, share = Replayed(), Ask(30).share()
+    for most_tokens in (30, 31):  # and its gap
+        recording = graphed(record, most_tokens)
+        for _ in range(PLAIN_FORWARDS + 1):
+            recording.forward([share])
+        assert record.recorded == (1 if most_tokens == 31 else 0)
+
+
+def test_what_cannot_be_recorded_runs_plainly_from_then_on(caplog: pytest.LogCaptureFixture) -> None:
+    tried: list[object] = []
+
+    def record(work: Callable[[], Sequence[Tensor]]) -> Recorded:
+        tried.append(work)
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    recording, share = graphed(record), Ask(5).share()
+    expected = batch().forward([share])
+    for _ in range(PLAIN_FORWARDS + 3):
+        assert same(recording.forward([share]), expected)
+    assert len(tried) == 1
+    assert "not permitted" in caplog.text
+
+
+def test_what_was_recorded_is_let_go_of_with_its_packing() -> None:
+    recording, ask = graphed(Replayed()), Ask(5)
+    share = ask.share()
+    context = weakref.ref(share.context)
+    for _ in range(PLAIN_FORWARDS + 1):
+        recording.forward([share])
+    del share
+    recording.forget_packings()
+    gc.collect()
+    assert context() is None
+
+
+def test_only_a_few_companies_are_kept() -> None:
+    record = Replayed()
+    recording = graphed(record)
+    shares = [Ask(frames).share() for frames in range(1, graphs.KEPT_COMPANIES + 2)]
+    for share in [*shares, shares[0]]:
+        for _ in range(PLAIN_FORWARDS + 1):
+            recording.forward([share])
+    assert record.recorded == len(shares) + 1
+
+
+# The trial at start
+
+
+def trial(record: Recorder, monkeypatch: pytest.MonkeyPatch, seconds: Callable[[bool], float]) -> int:
+    """`seconds` of a forward, by whether it is recorded."""
+    tried = batch()
+
+    def measure(work: Callable[[], object], device: torch.device) -> float:
+        work()
+        return seconds(tried.graphed is not None)
+
+    monkeypatch.setattr(calibrate, "_seconds", measure)
+    found = recording_pays_up_to(tried, CPU, record, 4 * ROW_FRAMES)
+    assert tried.graphed is None
+    return found
+
+
+def test_forwards_are_recorded_as_far_as_that_makes_them_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert trial(Replayed(), monkeypatch, lambda recorded: 1.0 if recorded else 1.2) == 4 * ROW_TOKENS
+    assert trial(Replayed(), monkeypatch, lambda recorded: 1.0) == 0
+
+    of_two = iter([1.2, 1.0, 1.2, 1.2])
+    assert trial(Replayed(), monkeypatch, lambda recorded: next(of_two)) == ROW_TOKENS
+
+
+def test_forwards_whose_answers_differ_are_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(work: Callable[[], Sequence[Tensor]]) -> Recorded:
+        answers = [1.1 * answer for answer in work()]
+        return Recorded(answers, lambda: None)
+
+    def failing(work: Callable[[], Sequence[Tensor]]) -> Recorded:
+        raise RuntimeError("not on this GPU")
+
+    for record in (wrong, failing):
+        assert trial(record, monkeypatch, lambda recorded: 1.0 if recorded else 2.0) == 0
+
+
+def test_on_a_cpu_nothing_is_recorded() -> None:
+    assert small_engine().batch.graphed is None
+    assert small_transformer() is small_engine().transformer
