@@ -1,5 +1,7 @@
 """What this device can do with this model: measured once, when the model is loaded."""
 
+import logging
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +13,7 @@ from torch import Tensor
 from acestep_engine.batch import Batch, Share
 from acestep_engine.decode import decode_latents
 from acestep_engine.devices import synchronize
-from acestep_engine.graphs import PLAIN_FORWARDS, GraphedTransformer, Recorder
+from acestep_engine.graphs import PLAIN_FORWARDS, CudaRecorder, GraphedTransformer, Recorder
 from acestep_engine.model.autoencoder import MusicAutoencoder
 from acestep_engine.model.packing import GAP_FRAMES
 from acestep_engine.params import latent_frames
@@ -31,6 +33,9 @@ WORTH_RECORDING = 1.05  # by how much a recorded forward must be faster
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}  # of the same kernels on the same numbers, relative
 LONG_RUN_S = 0.1  # after one that takes so long, another would tell no more
 MEMORY_SHARE = 0.6  # of what is free: the rest is for decoding, contexts and fragmentation
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -76,26 +81,42 @@ def compiling_pays(batch: Batch, device: torch.device) -> bool:
     return all(one < other for one, other in zip(compiled, plain, strict=True))
 
 
+def graphed_transformer(
+    batch: Batch, device: torch.device, wanted: bool | None, most_tokens: int
+) -> GraphedTransformer | None:
+    """For the batch of a GPU: for all forwards if it is `wanted`, for those that a trial finds faster if it is None."""
+    try:
+        record = CudaRecorder(device)
+    except RuntimeError as error:
+        logger.warning("forwards cannot become CUDA graphs here, which makes them slower: %s", error)
+        return None
+    up_to = sys.maxsize if wanted else recording_pays_up_to(batch, device, record, most_tokens)
+    return GraphedTransformer(batch.transformer, record, up_to) if up_to > 0 else None
+
+
 @torch.inference_mode()
 def recording_pays_up_to(batch: Batch, device: torch.device, record: Recorder, most_tokens: int) -> int:
     """The tokens of the largest forward that is faster when it is recorded; 0 if none is, or if its answers differ."""
-    share, rows, tokens = any_share(batch, device), 1, 0
+    share = any_share(batch, device)
+    (query,) = share.queries
+    other = replace(share, queries=(replace(query, latents=torch.ones_like(query.latents)),))
+    rows, most = 1, 0
     while rows * ROW_FRAMES <= most_tokens:
-        company = [share] * rows
-        plain_s, expected = _seconds(partial(batch.forward, company), device), batch.forward(company)
-        batch.graphed = GraphedTransformer(batch.transformer, record, most_tokens)
+        company, tokens = [share] * rows, rows * (ROW_FRAMES + GAP_FRAMES)
+        plain_s, expected = _seconds(partial(batch.forward, company), device), batch.forward([other] * rows)
+        batch.graphed = GraphedTransformer(batch.transformer, record, tokens)
         try:
             for _ in range(PLAIN_FORWARDS):
                 batch.forward(company)
-            recorded_s, found = _seconds(partial(batch.forward, company), device), batch.forward(company)
-            broken = batch.graphed.most_tokens == 0
+            recorded_s, found = _seconds(partial(batch.forward, company), device), batch.forward([other] * rows)
+            failed = batch.graphed.most_tokens < tokens
         finally:
             batch.graphed = None
-        if broken or recorded_s * WORTH_RECORDING > plain_s or not _same(found, expected):
+        if failed or recorded_s * WORTH_RECORDING > plain_s or not _same(found, expected):
             break
-        rows, tokens = 2 * rows, rows * (ROW_FRAMES + GAP_FRAMES)
+        rows, most = 2 * rows, tokens
     batch.forget_packings()
-    return tokens
+    return most
 
 
 def warm_up(batch: Batch, device: torch.device) -> None:

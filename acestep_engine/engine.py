@@ -17,16 +17,15 @@ from acestep_engine.batch import Batch
 from acestep_engine.calibrate import (
     Calibration,
     compiling_pays,
+    graphed_transformer,
     measure_decoding,
     measure_forwards,
-    recording_pays_up_to,
 )
 from acestep_engine.checkpoint import TRANSFORMER, check_folder
 from acestep_engine.context import ContextBuilder
 from acestep_engine.decode import OVERLAPPED_OVER_S, Decoding, check_latents
 from acestep_engine.devices import Pacer, free_memory, pick_device, pick_dtype
 from acestep_engine.errors import Cancelled, EngineError, ParameterError
-from acestep_engine.graphs import CudaRecorder, GraphedTransformer
 from acestep_engine.live_request import LiveRequest
 from acestep_engine.model.autoencoder import MusicAutoencoder
 from acestep_engine.model.packing import Context
@@ -80,7 +79,8 @@ class Engine:
             transformer.compile_blocks()
         self.calibration = calibration or self._measure()
         self.scheduler = Scheduler(self.calibration.max_tokens)
-        self._record_forwards()
+        if device.type == "cuda" and spec.cuda_graphs is not False and not spec.cpu_offload:
+            self.batch.graphed = graphed_transformer(self.batch, device, spec.cuda_graphs, self.calibration.max_tokens)
         self._pacer = Pacer(device)
         self._requests: dict[str, LiveRequest] = {}  # in order of arrival
         self._most_begun = UNBOUNDED  # requests at a time, since one found no memory beside so many
@@ -368,16 +368,6 @@ class Engine:
             return False
         with self._residency.use(self.transformer):
             return compiling_pays(self.batch, self.device)
-
-    def _record_forwards(self) -> None:
-        """As CUDA graphs, on a GPU where the model stays in its place; by a trial, if nobody says."""
-        if self.device.type != "cuda" or self.spec.cuda_graphs is False or self._residency.enabled:
-            return
-        record, most_tokens = CudaRecorder(), self.calibration.max_tokens
-        if self.spec.cuda_graphs is None:
-            most_tokens = recording_pays_up_to(self.batch, self.device, record, most_tokens)
-        if most_tokens > 0:
-            self.batch.graphed = GraphedTransformer(self.transformer, record, most_tokens)
 
     def _measure(self) -> Calibration:
         with self._residency.use(self.transformer):

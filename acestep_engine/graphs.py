@@ -7,6 +7,7 @@ and forgotten with its packing.
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from acestep_engine.caching import LruCache
+from acestep_engine.devices import free_memory
 from acestep_engine.model.packing import Packing
 from acestep_engine.model.transformer import Modulation, Transformer
 
@@ -40,24 +42,45 @@ class Recorder(Protocol):
 
 
 class CudaRecorder:
-    """Records on the current GPU. All that it records shares memory: copy the answers before anything is replayed."""
+    """Records on one GPU. All that it records shares memory: copy the answers before anything is replayed.
 
-    def __init__(self) -> None:
+    Raises RuntimeError where nothing can be recorded.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        index = torch.cuda.current_device() if device.index is None else device.index
+        self._device = torch.device("cuda", index)
         self._pool = torch.cuda.graph_pool_handle()
-        self._stream = torch.cuda.Stream()
+        # Nobody else has streams of this priority. Those of the usual one are handed out again and again, and what
+        # another thread does on the same one would be recorded, too.
+        self._stream = torch.cuda.Stream(self._device, priority=-1)
+        self._failed: torch.cuda.CUDAGraph | None = None
+        self._first = self(
+            lambda: [torch.zeros(1, device=self._device)]
+        )  # a pool ends with the last graph that uses it
 
     def __call__(self, work: Callable[[], Sequence[Tensor]]) -> Recorded:
-        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
-            # Adapters are brought to the GPU in another thread meanwhile, which must neither fail nor be recorded.
+            # Adapters are brought to the GPU in another thread meanwhile, which must not fail.
             graph.capture_begin(self._pool, capture_error_mode="thread_local")
             try:
                 answers = work()
             finally:
-                graph.capture_end()
+                self._end(graph)
         current.wait_stream(self._stream)
         return Recorded(answers, graph.replay)
+
+    def _end(self, graph: torch.cuda.CUDAGraph) -> None:
+        try:
+            graph.capture_end()
+        except RuntimeError:
+            # It leaves the allocator as if the recording went on, and with a reference to this graph.
+            self._failed = graph
+            with suppress(RuntimeError):
+                torch._C._cuda_endAllocateToPool(self._device.index, self._pool)
+            raise
 
 
 class GraphedTransformer:
@@ -68,6 +91,7 @@ class GraphedTransformer:
         self._transformer = transformer
         self._record = record
         self._companies: LruCache[tuple[object, ...], _Company] = LruCache(KEPT_COMPANIES)
+        self._was_exhausted = False
 
     def __call__(self, latents: Sequence[Tensor], modulations: Sequence[Modulation], packing: Packing) -> list[Tensor]:
         """See `Transformer.forward`."""
@@ -77,18 +101,34 @@ class GraphedTransformer:
         company.forwards += 1
         if company.forwards <= PLAIN_FORWARDS:
             return self._plain(latents, modulations, packing)
-        if company.graph is None:
-            try:
-                company.graph = _Graph(self._transformer, self._record, latents, modulations, packing)
-            except RuntimeError as error:
-                self.most_tokens = 0
-                logger.warning("forwards are not recorded as CUDA graphs any more, which makes them slower: %s", error)
-                return self._plain(latents, modulations, packing)
-        return company.graph(latents, modulations)
+        if company.graph is not None:
+            return company.graph(latents, modulations)
+        try:
+            graph = _Graph(self._transformer, self._record, latents, modulations, packing)
+            velocities = graph(latents, modulations)
+        except RuntimeError as error:
+            failure = error.with_traceback(None)  # it holds the tensors of half a forward
+        else:
+            company.graph = graph
+            return velocities
+        self._note_failure(failure, packing.tokens)
+        return self._plain(latents, modulations, packing)
 
     def forget(self) -> None:
         """Let go of all that was recorded."""
         self._companies.clear()
+
+    def _note_failure(self, failure: RuntimeError, tokens: int) -> None:
+        """Record smaller forwards only, once memory has run out twice; or nothing, if it was for another reason."""
+        self.forget()
+        exhausted = isinstance(failure, torch.OutOfMemoryError)
+        if exhausted:
+            free_memory()
+        if exhausted and not self._was_exhausted:
+            self._was_exhausted = True
+            return
+        self.most_tokens = tokens - 1 if exhausted else 0
+        logger.warning("forwards of over %d tokens do not become CUDA graphs any more: %s", self.most_tokens, failure)
 
     def _plain(self, latents: Sequence[Tensor], modulations: Sequence[Modulation], packing: Packing) -> list[Tensor]:
         velocities: list[Tensor] = self._transformer(latents, modulations, packing)

@@ -3,7 +3,7 @@
 import gc
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -13,12 +13,12 @@ from torch import Tensor
 
 from acestep_engine import calibrate, graphs
 from acestep_engine.batch import Batch
-from acestep_engine.calibrate import ROW_FRAMES, recording_pays_up_to
+from acestep_engine.calibrate import ROW_FRAMES, graphed_transformer, recording_pays_up_to
 from acestep_engine.graphs import PLAIN_FORWARDS, GraphedTransformer, Recorded, Recorder
 from acestep_engine.model.packing import GAP_FRAMES
 from acestep_engine.requests import songs_of
 from tests.engine.replayed import Replayed
-from tests.engine.small import CPU, Ask, batch, small_engine, small_transformer
+from tests.engine.small import CPU, Ask, batch, small_engine
 from tests.engine.wishes import KINDS, assert_as_alone, drain, run, steps
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -123,19 +123,52 @@ def test_forwards_that_keep_a_gpu_busy_are_not_recorded() -> None:
         assert record.recorded == (1 if most_tokens == 31 else 0)
 
 
-def test_what_cannot_be_recorded_runs_plainly_from_then_on(caplog: pytest.LogCaptureFixture) -> None:
-    tried: list[object] = []
+@dataclass
+class Failing:
+    """A recorder that cannot, and notes how often it was asked."""
 
+    error: RuntimeError
+    asked: int = 0
+
+    def __call__(self, work: Callable[[], Sequence[Tensor]]) -> Recorded:
+        self.asked += 1
+        raise self.error
+
+
+def test_what_cannot_be_recorded_runs_plainly_from_then_on(caplog: pytest.LogCaptureFixture) -> None:
+    record, share = Failing(RuntimeError("operation not permitted when stream is capturing")), Ask(5).share()
+    recording, expected = graphed(record), batch().forward([share])
+    for _ in range(PLAIN_FORWARDS + 3):
+        assert same(recording.forward([share]), expected)
+    assert record.asked == 1
+    assert "not permitted" in caplog.text
+
+
+def test_a_forward_that_memory_runs_out_for_twice_is_not_recorded_any_more(caplog: pytest.LogCaptureFixture) -> None:
+    record, share = Failing(torch.OutOfMemoryError("CUDA out of memory")), Ask(5).share()
+    recording, expected = graphed(record), batch().forward([share])
+    for _ in range(3 * (PLAIN_FORWARDS + 1)):
+        assert same(recording.forward([share]), expected)
+    assert record.asked == 2
+    assert "over 5 tokens" in caplog.text
+
+    smaller = Ask(4).share()
+    for _ in range(PLAIN_FORWARDS + 1):
+        recording.forward([smaller])
+    assert record.asked == 3
+
+
+def test_a_replay_that_fails_is_answered_plainly() -> None:
     def record(work: Callable[[], Sequence[Tensor]]) -> Recorded:
-        tried.append(work)
-        raise RuntimeError("operation not permitted when stream is capturing")
+        def replay() -> None:
+            raise RuntimeError("CUDA error: no memory for the graph")
+
+        return Recorded(work(), replay)
 
     recording, share = graphed(record), Ask(5).share()
     expected = batch().forward([share])
-    for _ in range(PLAIN_FORWARDS + 3):
+    for _ in range(PLAIN_FORWARDS + 2):
         assert same(recording.forward([share]), expected)
-    assert len(tried) == 1
-    assert "not permitted" in caplog.text
 
 
 def test_what_was_recorded_is_let_go_of_with_its_packing() -> None:
@@ -190,13 +223,15 @@ def test_forwards_whose_answers_differ_are_not_recorded(monkeypatch: pytest.Monk
         answers = [1.1 * answer for answer in work()]
         return Recorded(answers, lambda: None)
 
-    def failing(work: Callable[[], Sequence[Tensor]]) -> Recorded:
-        raise RuntimeError("not on this GPU")
+    def never_replayed(work: Callable[[], Sequence[Tensor]]) -> Recorded:
+        return Recorded(work(), lambda: None)
 
-    for record in (wrong, failing):
+    for record in (wrong, never_replayed, Failing(RuntimeError("not on this GPU"))):
         assert trial(record, monkeypatch, lambda recorded: 1.0 if recorded else 2.0) == 0
 
 
-def test_on_a_cpu_nothing_is_recorded() -> None:
+def test_without_a_gpu_nothing_is_recorded(caplog: pytest.LogCaptureFixture) -> None:
     assert small_engine().batch.graphed is None
-    assert small_transformer() is small_engine().transformer
+    if not torch.cuda.is_available():
+        assert graphed_transformer(batch(), torch.device("cuda"), True, 1000) is None
+        assert "cannot become CUDA graphs" in caplog.text
