@@ -14,10 +14,10 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from tests.training.captions import tokenizer_of
-from training.nano.__main__ import TORCHRUN
 from training.nano.latents import LatentClips
 from training.nano.numbers import order_numbers
 from training.nano.rows import RowSource
+from training.nano.stages import TORCHRUN
 from training.nano.team import Team
 from training.nano.transformer import TransformerTrainer
 
