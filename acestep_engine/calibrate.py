@@ -88,7 +88,7 @@ def graphed_transformer(
     try:
         record = CudaRecorder(device)
     except RuntimeError as error:
-        logger.warning("forwards cannot become CUDA graphs here, which makes them slower: %s", error)
+        logger.warning("forwards cannot become CUDA graphs here: %s", error)
         return None
     up_to = sys.maxsize if wanted else recording_pays_up_to(batch, device, record, most_tokens)
     return GraphedTransformer(batch.transformer, record, up_to) if up_to > 0 else None

@@ -1,8 +1,7 @@
 """Forwards as CUDA graphs: while the same requests share forwards, the host launches all of their kernels at once.
 
-A forward of a short song is about a thousand kernels, which take a host longer to launch than a large GPU to run. A
-graph is of one packing, so that nothing is padded; it is recorded when a company has stayed together for some forwards,
-and forgotten with its packing.
+That is for forwards whose kernels are so short that a GPU waits for its host. A graph is of one packing, so that
+nothing is padded; it is recorded when a company has stayed together for some forwards, and forgotten with its packing.
 """
 
 import logging
@@ -55,9 +54,8 @@ class CudaRecorder:
         # another thread does on the same one would be recorded, too.
         self._stream = torch.cuda.Stream(self._device, priority=-1)
         self._failed: torch.cuda.CUDAGraph | None = None
-        self._first = self(
-            lambda: [torch.zeros(1, device=self._device)]
-        )  # a pool ends with the last graph that uses it
+        # A pool ends with the last graph that uses it, and cannot be used again.
+        self._first = self(lambda: [torch.zeros(1, device=self._device)])
 
     def __call__(self, work: Callable[[], Sequence[Tensor]]) -> Recorded:
         graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._device)
