@@ -13,7 +13,7 @@ from acestep_engine.model.packing import GAP_FRAMES, Context, Packing, pack
 from acestep_engine.model.transformer import Modulation, Transformer
 from acestep_engine.tasks.state import Query
 
-KEPT_PACKINGS = 4  # the scheduler may go to and fro between a few companies
+KEPT_PACKINGS = 4  # the scheduler may go to and fro between a few companies, side by side even
 KEPT_MODULATIONS = 128  # more than the timesteps of two usual schedules; 0.7 MB each at full size
 
 
@@ -30,7 +30,10 @@ class Share:
 
 
 class Batch:
-    """Forwards of one transformer. What depends only on who takes part, or only on a timestep, is kept for the next."""
+    """Forwards of one transformer. What depends only on who takes part, or only on a timestep, is kept for the next.
+
+    Several threads may run forwards at a time, unless they are recorded ones.
+    """
 
     def __init__(self, transformer: Transformer, device: torch.device, dtype: torch.dtype) -> None:
         self.transformer = transformer
@@ -66,11 +69,11 @@ class Batch:
         key = tuple((id(share.context), share.frames, of_one) for share, of_one in zip(shares, scales, strict=True))
         packing = self._packings.get(key)
         if packing is None:
-            longest = max(share.frames for share in shares) + GAP_FRAMES
-            if len(self._rotation_table[0]) < longest:
-                self._rotation_table = self.transformer.rotation_table(longest, self._device)
+            longest, table = max(share.frames for share in shares) + GAP_FRAMES, self._rotation_table
+            if len(table[0]) < longest:
+                self._rotation_table = table = self.transformer.rotation_table(longest, self._device)
             shapes = [(share.frames, share.context) for share in shares]
-            packing = pack(shapes, scales, self._rotation_table, self.dtype)
+            packing = pack(shapes, scales, table, self.dtype)
             self._packings.put(key, packing)
         return packing
 

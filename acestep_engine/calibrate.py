@@ -16,6 +16,7 @@ from acestep_engine.devices import synchronize
 from acestep_engine.graphs import PLAIN_FORWARDS, CudaRecorder, GraphedTransformer, Recorder
 from acestep_engine.model.autoencoder import MusicAutoencoder
 from acestep_engine.model.packing import GAP_FRAMES
+from acestep_engine.offload import Residency
 from acestep_engine.params import latent_frames
 from acestep_engine.tasks.guided import ERG_QUERY_SCALE
 from acestep_engine.tasks.state import LATENT_CHANNELS, LATENT_HEIGHT, Query
@@ -44,6 +45,14 @@ class Calibration:
 
     max_tokens: int
     tokens_per_decoded_frame: float
+
+
+def measure(batch: Batch, autoencoder: MusicAutoencoder, residency: Residency) -> Calibration:
+    """Of this device, which takes some forwards and warms it up."""
+    with residency.use(batch.transformer):
+        max_tokens, token_s = measure_forwards(batch, residency.device)
+    with residency.use(autoencoder):
+        return Calibration(max_tokens, measure_decoding(autoencoder, residency.device) / token_s)
 
 
 @torch.inference_mode()

@@ -1,6 +1,7 @@
 """From a prompt's hidden states and lyric tokens to what the frames of one request attend to."""
 
 import hashlib
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 from weakref import WeakValueDictionary
@@ -11,10 +12,12 @@ from torch import Tensor
 
 from acestep_engine.caching import LruCache
 from acestep_engine.conditioning import Conditioning, HiddenStates
+from acestep_engine.errors import ParameterError
 from acestep_engine.model.low_rank import AdapterKey, WeightedAdapter, key_of
 from acestep_engine.model.packing import Context
 from acestep_engine.model.transformer import Transformer
 from acestep_engine.params import GenerationParams
+from acestep_engine.requests import Inputs
 
 ERG_LYRIC_QUERY_SCALE = 0.01
 KEPT_LYRICS = 64  # a few MB each at full size
@@ -29,6 +32,16 @@ class ContextBuilder:
         self._dtype = dtype
         self._lyrics: LruCache[tuple[bytes, bytes, float, AdapterKey], Tensor] = LruCache(KEPT_LYRICS)
         self._contexts: WeakValueDictionary[bytes, Context] = WeakValueDictionary()
+
+    def of_request(self, params: GenerationParams, inputs: Inputs, adapter: WeightedAdapter | None) -> list[Context]:
+        """Those that the queries of the request's task count. Raises ParameterError."""
+        if params.task != "edit":
+            return [self.build(params, inputs.conditioning, adapter)]
+        if inputs.target is None:
+            raise ParameterError("edit_target_prompt", "is missing")
+        kinds = (True, False) if params.guided else (True,)
+        wanted = itertools.product(kinds, (inputs.conditioning, inputs.target))
+        return [self.build_apart(one, adapter, conditioned=conditioned) for conditioned, one in wanted]
 
     def build(
         self, params: GenerationParams, conditioning: Conditioning, adapter: WeightedAdapter | None = None

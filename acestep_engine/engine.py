@@ -1,9 +1,9 @@
 """The loop that makes songs: many requests at once, which join and leave between any two forwards."""
 
-import itertools
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -18,17 +18,16 @@ from acestep_engine.calibrate import (
     Calibration,
     compiling_pays,
     graphed_transformer,
-    measure_decoding,
-    measure_forwards,
+    measure,
 )
 from acestep_engine.checkpoint import TRANSFORMER, check_folder
 from acestep_engine.context import ContextBuilder
 from acestep_engine.decode import OVERLAPPED_OVER_S, Decoding, check_latents
 from acestep_engine.devices import Pacer, free_memory, pick_device, pick_dtype
-from acestep_engine.errors import Cancelled, EngineError, ParameterError
-from acestep_engine.live_request import LiveRequest
+from acestep_engine.errors import Cancelled, EngineError
+from acestep_engine.lanes import Lanes
+from acestep_engine.live_request import LiveRequest, Unit
 from acestep_engine.model.autoencoder import MusicAutoencoder
-from acestep_engine.model.packing import Context
 from acestep_engine.model.transformer import Transformer
 from acestep_engine.offload import Residency
 from acestep_engine.params import (
@@ -52,7 +51,8 @@ class Engine:
     """A loaded checkpoint and the requests it works on. Use it from one thread at a time.
 
     Each `step` does one unit of work, which the scheduler chooses: a forward that several requests share, or one window
-    of one song's decoding. A request's music does not depend on who shares its forwards.
+    of one song's decoding. Where there are several lanes, units of other requests run beside it. A request's music does
+    not depend on who shares its forwards.
     """
 
     def __init__(
@@ -63,8 +63,12 @@ class Engine:
         device: torch.device,
         calibration: Calibration | None = None,
         adapter_limits: AdapterLimits = DEFAULT_ADAPTER_LIMITS,
+        lanes: Lanes[Unit] | None = None,
     ) -> None:
-        """`calibration` None measures this device, which takes some forwards and warms it up."""
+        """`calibration` None measures this device, which takes some forwards and warms it up.
+
+        `lanes` None is one; several are for a CPU, and of this engine alone.
+        """
         self.spec = spec
         self.transformer = transformer
         self.autoencoder = autoencoder
@@ -77,11 +81,13 @@ class Engine:
         self.adapters = AdapterShelf(loader, adapter_limits, self._adapters_in_use)
         if spec.torch_compile or (spec.torch_compile is None and self._compiling_pays()):
             transformer.compile_blocks()
-        self.calibration = calibration or self._measure()
+        self.calibration = calibration or measure(self.batch, autoencoder, self._residency)
         self.scheduler = Scheduler(self.calibration.max_tokens)
         if device.type == "cuda" and spec.cuda_graphs is not False and not spec.cpu_offload:
             self.batch.graphed = graphed_transformer(self.batch, device, spec.cuda_graphs, self.calibration.max_tokens)
         self._pacer = Pacer(device)
+        self._lanes: Lanes[Unit] = lanes or Lanes()
+        self._running: dict[str, Demand] = {}  # of those in a unit that runs, or that ran and is not settled
         self._requests: dict[str, LiveRequest] = {}  # in order of arrival
         self._most_begun = UNBOUNDED  # requests at a time, since one found no memory beside so many
 
@@ -92,6 +98,7 @@ class Engine:
         device: str | None = None,
         calibration: Calibration | None = None,
         adapter_limits: AdapterLimits = DEFAULT_ADAPTER_LIMITS,
+        lanes: Lanes[Unit] | None = None,
     ) -> Self:
         """From a checkpoint folder, strictly. Raises CheckpointError naming the file or tensor that does not fit."""
         folder = Path(spec.path)
@@ -101,7 +108,7 @@ class Engine:
         home = torch.device("cpu") if spec.cpu_offload else target
         transformer = Transformer.load(folder / TRANSFORMER, home, dtype)
         autoencoder = MusicAutoencoder.load(folder, home, dtype)
-        return cls(spec, transformer, autoencoder, target, calibration, adapter_limits)
+        return cls(spec, transformer, autoencoder, target, calibration, adapter_limits, lanes)
 
     @property
     def busy(self) -> bool:
@@ -124,36 +131,24 @@ class Engine:
         self._requests[request_id] = LiveRequest(request_id, params, inputs, adapter, priority)
 
     def abort(self, request_id: str) -> None:
-        """Forget a request, if there is one of that id; what it held is free at once."""
+        """Forget a request, if there is one of that id. What it held is free at once, or when its unit is done."""
         self._requests.pop(request_id, None)
         self.batch.forget_packings()
 
-    @torch.inference_mode()
     def step(self) -> list[Event]:
         """Do one unit of work, and tell what came of it. Nothing to do is an empty list.
 
+        With several lanes: have each of them do a unit, and tell what came of the first that are done.
         Whatever goes wrong with single requests is told as Failed. Raises only what concerns all: a lost device.
         """
         events = self._begin_waiting()
-        demands = self._demands()
-        if not demands:
-            return events
-        ids = self.scheduler.choose(demands)
-        chosen = [self._requests[request_id] for request_id in ids]
-        self._pacer.wait()
-        failure: RuntimeError | None = None
-        try:
-            events += self._decode(chosen[0]) if chosen[0].decoding is not None else self._forward(chosen)
-        except torch.AcceleratorError:
-            raise
-        except RuntimeError as error:
-            failure = error.with_traceback(None)  # it holds the tensors of this unit
-        else:
-            for request in chosen:
-                request.out_of_memory = 0
-        if failure is not None:
-            cost = sum(demand.cost for demand in demands if demand.request_id in ids)
-            events += self._recover(chosen, failure, cost)
+        self._lanes.start([partial(self._run, unit) for unit in self._next_units()])
+        done = self._lanes.finished()
+        for unit in done:
+            for request in unit.requests:
+                del self._running[request.request_id]
+        for unit in done:
+            events += self._lanes.call(partial(self._settle, unit))
         return events
 
     def generate(
@@ -226,32 +221,22 @@ class Engine:
     def _try_to_begin(self, request: LiveRequest) -> Exception | None:
         """What went wrong with this request, if anything did."""
         try:
-            self._begin(request)
+            self._lanes.call(partial(self._begin, request))
         except torch.AcceleratorError:
             raise
         except (EngineError, RuntimeError, IndexError) as error:  # also of conditioning that does not fit the model
             return error.with_traceback(None)
         return None
 
+    @torch.inference_mode()
     def _begin(self, request: LiveRequest) -> None:
         request.began_at = time.perf_counter()
         source = request.inputs.source
         latents = self._encode_source(source) if isinstance(source, SourceAudio) else _known_latents(source)
         task = tasks.begin(request.params, latents, self.device, self.dtype)
         with self._residency.use(self.transformer):
-            request.contexts = self._build_contexts(request)
+            request.contexts = self.contexts.of_request(request.params, request.inputs, request.adapter)
         request.task = task
-
-    def _build_contexts(self, request: LiveRequest) -> list[Context]:
-        """Those that the task's queries count."""
-        params, inputs, adapter = request.params, request.inputs, request.adapter
-        if params.task != "edit":
-            return [self.contexts.build(params, inputs.conditioning, adapter)]
-        if inputs.target is None:
-            raise ParameterError("edit_target_prompt", "is missing")
-        kinds = (True, False) if params.guided else (True,)
-        wanted = itertools.product(kinds, (inputs.conditioning, inputs.target))
-        return [self.contexts.build_apart(one, adapter, conditioned=conditioned) for conditioned, one in wanted]
 
     def _encode_source(self, source: SourceAudio) -> Tensor:
         """Latents (8, 16, T) of the source; what is past the longest song is left out."""
@@ -259,27 +244,61 @@ class Engine:
         with self._residency.use(self.autoencoder):
             return self.autoencoder.encode(torch.tensor(samples), source.sample_rate_hz)
 
+    def _next_units(self) -> list[Unit]:
+        """For the lanes that have none."""
+        units: list[Unit] = []
+        while self._lanes.running + len(units) < self._lanes.most and (demands := self._demands()):
+            ids = self.scheduler.choose(demands, self._running.keys(), self._lanes.most)
+            if not ids:
+                break
+            chosen = {demand.request_id: demand for demand in demands if demand.request_id in ids}
+            self._running |= chosen
+            cost = sum(demand.cost for demand in chosen.values())
+            units.append(Unit([self._requests[request_id] for request_id in ids], cost))
+        return units
+
     def _demands(self) -> list[Demand]:
         """What everybody asks for, in order of arrival."""
         begun = [request for request in self._requests.values() if request.task is not None]
         if self._residency.enabled and any(request.decoding is not None for request in begun):
             # A song that is being decoded is finished first: moving the models to and fro costs more than a song.
             begun = [request for request in begun if request.decoding is not None]
-        return [self._demand(request) for request in begun]
-
-    def _demand(self, request: LiveRequest) -> Demand:
         per_frame = self.calibration.tokens_per_decoded_frame
-        decoding, task = request.decoding, request.task
-        if decoding is not None:
-            cost, work = (max(1, round(frames * per_frame)) for frames in (decoding.next_frames, decoding.frames_left))
-            return Demand(request.request_id, "decode", cost, max(cost, work), request.priority)
-        assert task is not None
-        frames = task.latents.shape[-1]
-        cost = len(task.queries()) * frames
-        work = task.rows_left * frames + round(frames * per_frame)
-        return Demand(request.request_id, "forward", cost, work, request.priority)
+        return [self._running.get(one.request_id) or one.demand(per_frame) for one in begun]
 
-    def _forward(self, requests: Sequence[LiveRequest]) -> list[Event]:
+    @torch.inference_mode()
+    def _run(self, unit: Unit) -> Unit:
+        """In a lane: nothing is read or changed but the unit, its requests, and what is safe between threads."""
+        try:
+            self._pacer.wait()
+            if unit.decoding is None:
+                unit.advanced = self._forward(unit.requests)
+            else:
+                with self._residency.use(self.autoencoder):
+                    unit.audio = unit.decoding.advance()
+        except Exception as error:  # noqa: BLE001  it is told, or raised, when the unit is settled
+            unit.failure = error
+        return unit
+
+    @torch.inference_mode()
+    def _settle(self, unit: Unit) -> list[Event]:
+        """Take in what came of a unit, but for those that were aborted meanwhile."""
+        requests = [one for one in unit.requests if self._requests.get(one.request_id) is one]
+        failure = unit.failure
+        if failure is not None:
+            if isinstance(failure, torch.AcceleratorError) or not isinstance(failure, RuntimeError):
+                raise failure
+            return self._recover(unit, requests, failure.with_traceback(None))  # it holds the tensors of this unit
+        for request in requests:
+            request.out_of_memory = 0
+        if unit.decoding is not None:
+            return [event for request in requests for event in self._heard(request, unit.decoding, unit.audio)]
+        for request, task in zip(unit.requests, unit.advanced, strict=True):
+            request.task = task
+        return self._report(requests)
+
+    def _forward(self, requests: Sequence[LiveRequest]) -> list[TaskState]:
+        """The tasks of these requests, a step further."""
         with self._residency.use(self.transformer):
             shares = [request.shares() for request in requests]
             velocities = iter(self.batch.forward([share for of_one in shares for share in of_one]))
@@ -287,9 +306,7 @@ class Engine:
         for request, of_one in zip(requests, shares, strict=True):
             assert request.task is not None
             advanced.append(request.task.advance([velocity for _ in of_one for velocity in next(velocities)]))
-        for request, task in zip(requests, advanced, strict=True):  # all of them, or none if anything failed
-            request.task = task
-        return self._report(requests)
+        return advanced
 
     def _report(self, requests: Sequence[LiveRequest]) -> list[Event]:
         """Tell how far they are, and begin to decode those that are through."""
@@ -315,52 +332,46 @@ class Engine:
         self.batch.forget_packings()
         return [Moved(request.request_id, request.decoding_progress())]
 
-    def _decode(self, request: LiveRequest) -> list[Event]:
-        decoding, task = request.decoding, request.task
-        assert decoding is not None
-        assert task is not None
-        with self._residency.use(self.autoencoder):
-            audio = decoding.advance()
+    def _heard(self, request: LiveRequest, decoding: Decoding, audio: Tensor | None) -> list[Event]:
+        """Tell what a window answered, and the end after the last."""
+        assert request.task is not None
         events: list[Event] = [Moved(request.request_id, request.decoding_progress())]
         try:  # past this window, which cannot be tried again
             if audio is not None:
                 events.append(request.heard(audio.cpu()))
             if decoding.windows_done == decoding.windows:
-                events.append(request.finished(task.latents.float().cpu()))
+                events.append(request.finished(request.task.latents.float().cpu()))
                 del self._requests[request.request_id]
         except (EngineError, torch.OutOfMemoryError) as error:
             self.abort(request.request_id)
             return [Failed(request.request_id, error.with_traceback(None))]
         return events
 
-    def _recover(self, requests: Sequence[LiveRequest], failure: RuntimeError, cost: int) -> list[Event]:
+    def _recover(self, unit: Unit, requests: Sequence[LiveRequest], failure: RuntimeError) -> list[Event]:
         """After a unit that failed and changed nothing: have it done in smaller parts, or give up the one it was of."""
         self.batch.forget_packings()
         exhausted = isinstance(failure, torch.OutOfMemoryError)
         if exhausted:
             free_memory()
-        if len(requests) > 1:
-            if exhausted:
-                while self.scheduler.max_tokens >= cost and self.scheduler.shrink():
-                    pass
-                return []
-            return [event for request in requests for event in self._retry_alone(request)]
-        request = requests[0]
+        if len(unit.requests) == 1:
+            return [event for request in requests for event in self._give_up(request, failure)]
+        if exhausted:
+            while self.scheduler.max_tokens >= unit.cost and self.scheduler.shrink():
+                pass
+            return []
+        return [event for request in requests for event in self._retry_alone(request)]
+
+    def _give_up(self, request: LiveRequest, failure: RuntimeError) -> list[Event]:
+        """After its own unit failed; memory may be short for a moment only."""
         request.out_of_memory += 1
-        if exhausted and request.out_of_memory < ATTEMPTS_ALONE:
+        if isinstance(failure, torch.OutOfMemoryError) and request.out_of_memory < ATTEMPTS_ALONE:
             return []
         self.abort(request.request_id)
         return [Failed(request.request_id, failure)]
 
     def _retry_alone(self, request: LiveRequest) -> list[Event]:
         """The forward of one of those whose shared forward failed, so that only whose fault it was fails."""
-        try:
-            return self._forward([request])
-        except torch.AcceleratorError:
-            raise
-        except RuntimeError as error:
-            failure = error.with_traceback(None)
-        return self._recover([request], failure, 0)
+        return self._settle(self._run(Unit([request], 0)))
 
     def _compiling_pays(self) -> bool:
         """On a GPU by a trial; a CPU would take minutes to find out."""
@@ -368,12 +379,6 @@ class Engine:
             return False
         with self._residency.use(self.transformer):
             return compiling_pays(self.batch, self.device)
-
-    def _measure(self) -> Calibration:
-        with self._residency.use(self.transformer):
-            max_tokens, token_s = measure_forwards(self.batch, self.device)
-        with self._residency.use(self.autoencoder):
-            return Calibration(max_tokens, measure_decoding(self.autoencoder, self.device) / token_s)
 
 
 def _known_latents(source: Latents | None) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""A request in the engine, from when it is added to when its song is told."""
+"""A request in the engine, from when it is added to when its song is told, and the units of work that bring it on."""
 
 import time
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from acestep_engine.model.low_rank import WeightedAdapter
 from acestep_engine.model.packing import Context
 from acestep_engine.params import GenerationParams, Progress, Timings
 from acestep_engine.requests import Decoded, Finished, Inputs
+from acestep_engine.schedule import Demand
 from acestep_engine.tasks.state import TaskState
 
 
@@ -38,6 +39,18 @@ class LiveRequest:
         assert self.task is not None
         grouped = groupby(self.task.queries(), key=lambda query: query.context)
         return [Share(tuple(queries), self.contexts[context]) for context, queries in grouped]
+
+    def demand(self, tokens_per_decoded_frame: float) -> Demand:
+        """What it asks of the device next."""
+        decoding, task = self.decoding, self.task
+        if decoding is not None:
+            frames = decoding.next_frames, decoding.frames_left
+            cost, work = (max(1, round(one * tokens_per_decoded_frame)) for one in frames)
+            return Demand(self.request_id, "decode", cost, max(cost, work), self.priority)
+        assert task is not None
+        width = task.latents.shape[-1]
+        work = task.rows_left * width + round(width * tokens_per_decoded_frame)
+        return Demand(self.request_id, "forward", task.rows * width, work, self.priority)
 
     def diffusion(self) -> Progress:
         """How many of its forwards are done."""
@@ -66,3 +79,18 @@ class LiveRequest:
             first_audio_s=self.heard_at - self.denoised_at,
         )
         return Finished(self.request_id, latents.numpy(), timings)
+
+
+@dataclass(eq=False)
+class Unit:
+    """A forward that several requests share, or one window of one request's decoding; and what came of it."""
+
+    requests: Sequence[LiveRequest]
+    cost: int  # in tokens, of all of them
+    advanced: Sequence[TaskState] = ()  # the task of each, a step further
+    audio: Tensor | None = None  # what `Decoding.advance` answered
+    failure: Exception | None = None
+
+    @property
+    def decoding(self) -> Decoding | None:
+        return self.requests[0].decoding

@@ -8,8 +8,9 @@ processing time; Schrage 1968) gives the lowest mean time to finish: a song of 1
 of their units. Alone it would starve the long ones, so the oldest request is owed a share of the device.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Literal
 
 MOST_TIMES_THE_COST = 8  # a guided song of 30 s has six times the tokens of an unguided one of 10 s
@@ -57,20 +58,32 @@ class Scheduler:
         self._oldest_id: str | None = None
         self._credit = 0.0  # tokens owed to that request
 
-    def choose(self, demands: Sequence[Demand]) -> tuple[str, ...]:
+    def choose(
+        self, demands: Sequence[Demand], running: Collection[str] = frozenset(), lanes: int = 1
+    ) -> tuple[str, ...]:
         """The ids of those that do the next unit: forwards to share, or a single decode window.
 
         `demands` are all requests in order of arrival, at least one, each id once. The unit counts as done: call once
         for each.
+
+        Where up to `lanes` units run side by side, each has its part of the requests at most, and `running` are the ids
+        of those whose units run now. Nobody is chosen if the device is better left to these: the next one is of a lower
+        priority, or much larger.
         """
         oldest = demands[0]
         if oldest.request_id != self._oldest_id:
             self._oldest_id, self._credit = oldest.request_id, 0.0
-        due = self._credit >= oldest.cost
-        first, *others = sorted(demands, key=lambda demand: _rank(demand, ahead=due and demand is oldest))
+        free = [demand for demand in demands if demand.request_id not in running]
+        beside = [demand for demand in demands if demand.request_id in running]
+        due = self._credit >= oldest.cost and oldest in free
+        ranked = sorted(free, key=lambda demand: _rank(demand, ahead=due and demand is oldest))
+        if not ranked or not (due or _suits(ranked[0], beside)):
+            return ()
+        first, *others = ranked
         unit = [first]
         if first.kind == "forward":
-            unit += _that_fit(others, self.max_tokens - first.cost, MOST_TIMES_THE_COST * first.cost)
+            fitting = _that_fit(others, self.max_tokens - first.cost, MOST_TIMES_THE_COST * first.cost)
+            unit += fitting[: ceil(len(demands) / lanes) - 1]
         self._account(oldest, unit)
         return tuple(demand.request_id for demand in unit)
 
@@ -93,6 +106,15 @@ class Scheduler:
 def _rank(demand: Demand, ahead: bool) -> tuple[bool, int, int]:
     """Sorts first what runs first. Sorting is stable: among equals the order of arrival stays."""
     return not ahead, -demand.priority, demand.work
+
+
+def _suits(demand: Demand, beside: Sequence[Demand]) -> bool:
+    """Whether it may slow those down that run."""
+    if not beside:
+        return True
+    priority = max(one.priority for one in beside)
+    largest = max(one.cost for one in beside)
+    return demand.priority > priority or (demand.priority == priority and demand.cost <= MOST_TIMES_THE_COST * largest)
 
 
 def _that_fit(demands: Sequence[Demand], tokens: int, largest: int) -> list[Demand]:

@@ -5,6 +5,7 @@ Run it with `make bench`, or `python -m benchmarks --help`.
 
 import argparse
 import platform
+from functools import partial
 
 import torch
 
@@ -12,6 +13,7 @@ from acestep_engine.checkpoint import NANO_PATH
 from acestep_engine.devices import keep_freed_memory
 from acestep_engine.params import ModelSpec
 from benchmarks import engine, service, streaming, tasks
+from benchmarks.threads import apart
 from deployments.cpus import available_cpus
 
 
@@ -21,8 +23,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="measurements of each figure (5)")
     parser.add_argument("--only", choices=["engine", "service", "streaming", "tasks"], help="one of the parts")
     args = parser.parse_args()
-    torch.set_num_threads(available_cpus())  # as a Generator does, and the next
-    keep_freed_memory()
+    keep_freed_memory()  # as a Generator does
     spec = ModelSpec("bench", args.checkpoint)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     print(f"{platform.machine()}, {available_cpus()} CPUs, {device}, torch {torch.__version__}, {args.checkpoint}\n")
@@ -34,7 +35,7 @@ def main() -> None:
     }
     for name, print_tables in parts.items():
         if args.only in (None, name):
-            print_tables(spec, args.repeats)
+            apart(available_cpus(), partial(print_tables, spec, args.repeats))  # as a Generator does
 
 
 if __name__ == "__main__":

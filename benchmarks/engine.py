@@ -13,6 +13,8 @@ from acestep_engine.conditioning import Conditioning, EncodeRequest
 from acestep_engine.decode import decode_latents
 from acestep_engine.encode import encode_audio
 from acestep_engine.engine import Engine
+from acestep_engine.lanes import Lanes
+from acestep_engine.live_request import Unit
 from acestep_engine.params import GenerationParams, ModelSpec
 from acestep_engine.requests import Event, Failed, Finished, Inputs, Moved, Song, songs_of
 from acestep_engine.text_encoder import TextEncoder
@@ -39,10 +41,11 @@ def print_tables(spec: ModelSpec, repeats: int) -> None:
 
 
 class InProcess:
-    """Everything the service does to make a song, without HTTP and Ray."""
+    """Everything the service does to make a song, without HTTP and Ray. It has one lane, unless others are given."""
 
-    def __init__(self, spec: ModelSpec, cache_entries: int = 512) -> None:
-        self.engine = Engine.load(spec)
+    def __init__(self, spec: ModelSpec, cache_entries: int = 512, lanes: Lanes[Unit] | None = None) -> None:
+        lanes = lanes or Lanes()
+        self.engine = lanes.call(lambda: Engine.load(spec, lanes=lanes))
         self.text_encoder = TextEncoder.load(spec, cache_entries=cache_entries)
 
     def encode(self, params: GenerationParams) -> Conditioning:

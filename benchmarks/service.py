@@ -18,11 +18,15 @@ from statistics import median, quantiles
 
 import httpx
 
+from acestep_engine.devices import pick_device
 from acestep_engine.encode import AudioEncoder
+from acestep_engine.lanes import Lanes
 from acestep_engine.params import GenerationParams, ModelSpec
 from acestep_engine.requests import Decoded, Failed, Finished
 from benchmarks.engine import BASE, InProcess
 from benchmarks.tables import percentile, print_table
+from benchmarks.threads import apart
+from deployments.cpus import available_cpus
 
 SHORT = replace(BASE, duration_s=5.0, steps=10)
 CALLED = replace(BASE, duration_s=10.0, steps=27)
@@ -35,8 +39,8 @@ START_TIMEOUT_S = 180.0
 
 def print_tables(spec: ModelSpec, repeats: int) -> None:
     with running_server(spec) as url, httpx.Client(base_url=url, timeout=600.0) as client:
-        _print_overhead(client, spec, repeats)
-        _print_callers(client, spec, repeats)
+        apart(available_cpus(), lambda: _print_overhead(client, spec, repeats))
+        apart(1, lambda: _print_callers(client, spec, repeats))  # it computes in lanes
         _print_short_among_long(client, repeats)
         _print_cancel(client, repeats)
         _print_health(client, repeats)
@@ -66,8 +70,8 @@ def _print_overhead(client: httpx.Client, spec: ModelSpec, repeats: int) -> None
 
 
 def _print_callers(client: httpx.Client, spec: ModelSpec, repeats: int) -> None:
-    """Callers that ask for the next song as soon as they have one, over HTTP and of the engine here, in turn."""
-    maker, rows = InProcess(spec), []
+    """Callers that ask for the next song as soon as they have one, over HTTP and of the same engine here, in turn."""
+    maker, rows = InProcess(spec, lanes=Lanes.for_device(pick_device(), available_cpus())), []
     for callers in CALLERS:
         _one_song_each(client, callers, callers)
         taken: list[float] = []

@@ -1,4 +1,4 @@
-"""A Generator's engine and the one thread that uses it. Many calls share the engine; each may come and go at any step.
+"""A Generator's engine and the one thread that steps it. Many calls share the engine; each may come and go at any step.
 
 It loads torch: `deployments.generator` imports it in the replica only, so that building the application does not.
 """
@@ -15,9 +15,11 @@ from pathlib import Path
 
 import torch
 
-from acestep_engine.devices import describe_device, free_memory, keep_freed_memory
+from acestep_engine.devices import describe_device, free_memory, keep_freed_memory, pick_device
 from acestep_engine.download import ensure_checkpoint
 from acestep_engine.engine import Engine
+from acestep_engine.lanes import Lanes
+from acestep_engine.live_request import Unit
 from acestep_engine.params import AdapterLimits, GenerationParams, ModelSpec, Progress
 from acestep_engine.requests import Decoded, Failed, Finished, Inputs, Moved
 from deployments.adapter_queue import AdapterQueue
@@ -121,7 +123,8 @@ class EngineHost:
         return ReplicaState(replica_id, engine.spec.name, device, gpu_ids, precision, adapters)
 
     def _work(self) -> None:
-        torch.set_num_threads(available_cpus())  # Ray sets OMP_NUM_THREADS to 1 in its actors
+        # Ray sets OMP_NUM_THREADS to 1 in its actors. With lanes, it is they that compute.
+        torch.set_num_threads(1 if self._lanes().most > 1 else available_cpus())
         keep_freed_memory()
         while self._wait_for_work():
             self._drop_aborted()
@@ -238,6 +241,9 @@ class EngineHost:
                     del self._running[event.request_id]
                     call.end.set_exception(self._judge(event.error))
 
+    def _lanes(self) -> Lanes[Unit]:
+        return Lanes.for_device(pick_device(self._device), available_cpus())
+
     def _judge(self, error: BaseException) -> BaseException:
         """What to tell the caller."""
         if isinstance(error, torch.OutOfMemoryError):
@@ -254,7 +260,8 @@ class EngineHost:
             free_memory()  # two models at once may not fit
             ensure_checkpoint(Path(spec.path), download=spec.path == self._download_to)
             started = time.perf_counter()
-            self._engine = Engine.load(spec, self._device, adapter_limits=self._adapter_limits)
+            lanes, limits = self._lanes(), self._adapter_limits
+            self._engine = lanes.call(lambda: Engine.load(spec, self._device, adapter_limits=limits, lanes=lanes))
             logger.info(
                 "loaded %s from %s on %s in %.1f s; up to %d tokens share a forward",
                 *(spec.name, spec.path, self._engine.device),

@@ -37,6 +37,10 @@ class Denoise:
         return self.schedule.forwards
 
     @property
+    def rows(self) -> int:
+        return self.guided.rows(range(self.sampler.index, self.sampler.index + 1))
+
+    @property
     def rows_left(self) -> int:
         return self.guided.rows(range(self.forwards_done, self.forwards))
 

@@ -50,6 +50,10 @@ class Edit:
         return moved * self.params.edit_n_avg + self.draw + max(0, self.index - self.stop)
 
     @property
+    def rows(self) -> int:
+        return (2 if self.index < self.stop else 1) * (2 if self.params.guided else 1)
+
+    @property
     def rows_left(self) -> int:
         sampled = self.schedule.forwards - max(self.index, self.stop)
         moves = self.forwards - self.forwards_done - sampled

@@ -43,6 +43,10 @@ class Repaint:
         return self.schedule.forwards - self.first
 
     @property
+    def rows(self) -> int:
+        return self.guided.rows(range(self.index, self.index + 1))
+
+    @property
     def rows_left(self) -> int:
         return self.guided.rows(range(self.index, self.schedule.forwards))
 

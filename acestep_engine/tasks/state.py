@@ -48,6 +48,10 @@ class TaskState(Protocol):
         """How many forwards the whole request takes."""
 
     @property
+    def rows(self) -> int:
+        """How many rows the next forward asks for, of which there must be one: the queries, without making them."""
+
+    @property
     def rows_left(self) -> int:
         """How many rows all forwards that are left ask for."""
 

@@ -14,6 +14,8 @@ from acestep_engine.batch import Batch, Share
 from acestep_engine.calibrate import Calibration
 from acestep_engine.conditioning import Conditioning
 from acestep_engine.engine import Engine
+from acestep_engine.lanes import Lanes
+from acestep_engine.live_request import Unit
 from acestep_engine.model.autoencoder import MusicAutoencoder, build_dcae, build_vocoder
 from acestep_engine.model.config import TransformerConfig
 from acestep_engine.model.mel import LogMel, MelConfig
@@ -168,7 +170,9 @@ def conditioning(seed: int = 0, text_tokens: int = 5, lyric_tokens: int = 7, pad
     return Conditioning(text, weakened, draw.integers(1, SMALL.lyric_encoder_vocab_size, lyric_tokens), mask)
 
 
-def small_engine(max_tokens: int = 1000, tokens_per_decoded_frame: float = 5.0) -> Engine:
+def small_engine(
+    max_tokens: int = 1000, tokens_per_decoded_frame: float = 5.0, lanes: Lanes[Unit] | None = None
+) -> Engine:
     spec = ModelSpec("small", "nowhere", precision="float32")
     calibration = Calibration(max_tokens, tokens_per_decoded_frame)
-    return Engine(spec, small_transformer(), small_autoencoder(), CPU, calibration)
+    return Engine(spec, small_transformer(), small_autoencoder(), CPU, calibration, lanes=lanes)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from acestep_engine.lanes import Lanes
 from acestep_engine.params import CFG_TYPES, SCHEDULERS, GenerationParams, Progress
 from acestep_engine.requests import Decoded, Event, Failed, Finished, Moved, songs_of
 from tests.engine.small import small_engine, small_transformer
@@ -119,8 +120,8 @@ actions = st.lists(wishes | st.integers(1, 6) | st.tuples(st.just("abort"), st.i
 class Session:
     """An engine and all that was asked of it. Checks after each step what always holds."""
 
-    def __init__(self, max_tokens: int) -> None:
-        self.engine = small_engine(max_tokens)
+    def __init__(self, max_tokens: int, lanes: int) -> None:
+        self.engine = small_engine(max_tokens, lanes=Lanes(lanes, cores=2))
         self.wishes: dict[str, Wish] = {}
         self.live: set[str] = set()
         self.steps_seen: dict[str, int] = {}
@@ -154,11 +155,11 @@ class Session:
 
 
 @settings(max_examples=40)
-@given(actions=actions, max_tokens=st.sampled_from([1, 30, 100, 1000]))
+@given(actions=actions, max_tokens=st.sampled_from([1, 30, 100, 1000]), lanes=st.sampled_from([1, 2]))
 def test_whatever_comes_and_goes_every_song_is_the_one_made_alone(
-    actions: Sequence[Wish | int | tuple[str, int]], max_tokens: int
+    actions: Sequence[Wish | int | tuple[str, int]], max_tokens: int, lanes: int
 ) -> None:
-    session = Session(max_tokens)
+    session = Session(max_tokens, lanes)
     for action in actions:
         match action:
             case Wish():

@@ -68,6 +68,47 @@ def test_a_decode_window_joins_nobody() -> None:
     assert Scheduler(1000).choose(demands) == ("short", "long")
 
 
+# Units side by side
+
+
+def test_two_lanes_share_the_forwards() -> None:
+    scheduler, demands = Scheduler(1000), [forward(name, 100, 900) for name in "abcde"]
+    first = scheduler.choose(demands, lanes=2)
+    assert first == ("a", "b", "c")
+    assert scheduler.choose(demands, running=first, lanes=2) == ("d", "e")
+    assert scheduler.choose(demands, running=tuple("abcde"), lanes=2) == ()
+
+
+def test_a_song_that_is_decoded_runs_beside_others() -> None:
+    demands = [decode("ending", 100, 200), forward("beginning", 100, 900), forward("another", 100, 900)]
+    assert Scheduler(1000).choose(demands, running={"ending"}, lanes=2) == ("beginning", "another")
+
+
+@pytest.mark.parametrize(
+    ("other", "goes_beside"),
+    [
+        (forward("other", 800, 9000), True),
+        (forward("other", 801, 9000), False),  # much larger: the cores are better left to the short one
+        (forward("other", 801, 9000, priority=1), True),
+        (forward("other", 1, 9000, priority=-1), False),
+        (decode("other", 800, 9000), True),
+        (decode("other", 801, 9000), False),
+    ],
+)
+def test_who_may_slow_a_unit_down_that_runs(other: Demand, goes_beside: bool) -> None:
+    chosen = Scheduler(1000).choose([forward("short", 100, 500), other], running={"short"}, lanes=2)
+    assert chosen == (("other",) if goes_beside else ())
+
+
+def test_an_oldest_that_is_due_goes_beside_anybody() -> None:
+    scheduler = Scheduler(1000, oldest_share=0.5)
+    demands = [forward("oldest", 900, 9000), forward("urgent", 300, 9000, priority=9)]
+    assert turns(scheduler, demands, 5) == [("urgent",)] * 5
+    assert scheduler.choose(demands, running={"urgent"}, lanes=2) == ()
+    assert scheduler.choose(demands, lanes=2) == ("urgent",)
+    assert scheduler.choose(demands, running={"urgent"}, lanes=2) == ("oldest",)
+
+
 # The share of the oldest
 
 
@@ -213,6 +254,20 @@ def test_a_forward_leaves_nobody_out_who_would_fit(max_tokens: int, share: float
             assert all(demand.cost > most for demand in crowd if demand.kind == "forward" and demand not in chosen)
 
 
+@settings(deadline=None, max_examples=100)
+@given(budgets, shares, histories, st.frozensets(st.sampled_from("abcdefghij")), st.integers(1, 3))
+def test_a_unit_beside_others_is_of_those_who_are_free(
+    max_tokens: int, share: float, history: list[list[Demand]], running: frozenset[str], lanes: int
+) -> None:
+    scheduler = Scheduler(max_tokens, share)
+    for crowd in filter(None, history):
+        chosen = scheduler.choose(crowd, running, lanes)
+        assert running.isdisjoint(chosen)
+        assert len(chosen) <= -(-len(crowd) // lanes)
+        if all(demand.request_id not in running for demand in crowd):
+            assert chosen
+
+
 @settings(deadline=None, max_examples=50)
 @given(budgets, shares, histories)
 def test_the_same_calls_give_the_same_choices(max_tokens: int, share: float, history: list[list[Demand]]) -> None:
@@ -270,6 +325,36 @@ class Device:
         self.now += sum(demands[request_id].cost for request_id in chosen)
         for song in self.songs:
             if song.request_id in chosen:
+                song.done += 1
+                if song.done == len(song.forwards) + len(song.windows):
+                    song.finished_at = self.now
+        self.songs = [song for song in self.songs if song.finished_at < 0]
+
+
+@dataclass
+class TwoLanes(Device):
+    """Half the speed in each of two lanes. What its scheduler chose and left out, and the work begun until then."""
+
+    scheduler: Scheduler = field(default_factory=lambda: Scheduler(1))
+    lanes: dict[tuple[str, ...], int] = field(default_factory=dict)  # units that run, until when
+    begun: int = 0
+
+    def step(self) -> None:
+        while len(self.lanes) < 2 and self.songs:
+            demands = {song.request_id: song.demand() for song in self.songs}
+            running = {request_id for unit in self.lanes for request_id in unit}
+            chosen = self.scheduler.choose(list(demands.values()), running, lanes=2)
+            if not chosen:
+                break
+            if self.songs[0].request_id not in running:
+                self.record.append((self.begun, chosen, self.songs[0]))
+            cost = sum(demands[request_id].cost for request_id in chosen)
+            self.begun += cost
+            self.lanes[chosen] = self.now + 2 * cost
+        unit = min(self.lanes, key=self.lanes.__getitem__)
+        self.now = self.lanes.pop(unit)
+        for song in self.songs:
+            if song.request_id in unit:
                 song.done += 1
                 if song.done == len(song.forwards) + len(song.windows):
                     song.finished_at = self.now
@@ -395,3 +480,41 @@ def test_whatever_comes_all_songs_finish_and_the_oldest_gets_its_share(
             device.add(coming[0], coming.popleft().came_at)
         device.step()
     check_the_promise_to_the_oldest(device, songs, share)
+
+
+@settings(deadline=None, max_examples=100)
+@given(budgets, shares, song_lists())
+def test_in_two_lanes_all_songs_finish_and_the_oldest_is_passed_over_no_more(
+    max_tokens: int, share: float, songs: list[Song]
+) -> None:
+    scheduler = Scheduler(max_tokens, share)
+    device = TwoLanes(scheduler.choose, scheduler=scheduler)
+    coming = deque(songs)
+    while coming or device.songs:
+        while coming and (coming[0].came_at <= device.now or not device.songs):
+            device.add(coming[0], coming.popleft().came_at)
+        device.step()
+    assert all(song.finished_at >= 0 for song in songs)
+    since: dict[str, int] = {}
+    for begun, chosen, oldest in device.record:
+        since.setdefault(oldest.request_id, begun)
+        if oldest.request_id not in chosen:
+            assert (begun - since[oldest.request_id]) * share < oldest.own_work + 1e-3
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(0, 30_000), min_size=1, max_size=10))
+def test_short_songs_beside_long_ones_in_two_lanes_take_at_most_twice_their_own_time(gaps: list[int]) -> None:
+    """Their own time at the speed of a lane, and a unit of a long song, which they meet when they come."""
+    scheduler = Scheduler(SATURATED)
+    device = TwoLanes(scheduler.choose, scheduler=scheduler)
+    for index in range(8):
+        device.add(long_song(f"long {index}"))
+    for index, gap in enumerate(gaps):
+        due_at = device.now + gap
+        while device.now < due_at:
+            device.step()
+        short = device.add(short_song(f"short {index}"), due_at)
+        while short.finished_at < 0:
+            device.step()
+        assert short.elapsed <= 2 * (2 * short.own_work) + 2 * 5168

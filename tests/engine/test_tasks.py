@@ -57,8 +57,9 @@ def test_the_rows_left_are_those_that_are_asked_for_from_now_on(steps: int, **op
     task = begin(replace(PARAMS, duration_s=0.1, steps=steps, guidance_scale_lyric=1.5, **options))
     left, asked = [], []
     while task.forwards_done < task.forwards:
+        assert task.rows == len(task.queries())
         left.append(task.rows_left)
-        asked.append(len(task.queries()))
+        asked.append(task.rows)
         task = task.advance([torch.zeros_like(query.latents) for query in task.queries()])
     assert left == [sum(asked[i:]) for i in range(len(asked))]
     assert task.rows_left == 0
@@ -133,8 +134,9 @@ def test_the_rows_left_and_the_forwards_done_of_every_task_add_up(task: Task) ->
     left, asked = [], []
     for done in range(state.forwards):
         assert state.forwards_done == done
+        assert state.rows == len(state.queries())
         left.append(state.rows_left)
-        asked.append(len(state.queries()))
+        asked.append(state.rows)
         velocities = [torch.full_like(query.latents, 0.5) for query in state.queries()]
         again = state.advance(velocities)
         state = state.advance(velocities)

@@ -6,6 +6,7 @@ the clocks of all processes are ahead.
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
@@ -43,9 +44,14 @@ def _change(engine: ModuleType) -> None:
 
 
 def _spoilt(engine: Any, forward: Callable[[Any, Sequence[Any]], Any], requests: Sequence[Any]) -> Any:
-    """A forward in which the transformer answers NaN."""
-    healthy = engine.batch.forward
-    engine.batch.forward = lambda shares: [[one * float("nan") for one in each] for each in healthy(shares)]
+    """A forward in which the transformer answers NaN, in this thread alone."""
+    healthy, here = engine.batch.forward, threading.get_ident()
+
+    def spoil(shares: Any) -> Any:
+        factor = float("nan") if threading.get_ident() == here else 1.0
+        return [[one * factor for one in each] for each in healthy(shares)]
+
+    engine.batch.forward = spoil
     try:
         return forward(engine, requests)
     finally:
