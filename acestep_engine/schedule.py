@@ -67,8 +67,8 @@ class Scheduler:
         for each.
 
         Where up to `lanes` units run side by side, each has its part of the requests at most, and `running` are the ids
-        of those whose units run now. Nobody is chosen if the device is better left to these: the next one is of a lower
-        priority, or much larger.
+        of those whose units run now. Nobody is chosen if the device is better left to these, because the next one is of
+        a lower priority or much larger, or if one forward is so large that it needs the whole device.
         """
         oldest = demands[0]
         if oldest.request_id != self._oldest_id:
@@ -77,7 +77,7 @@ class Scheduler:
         beside = [demand for demand in demands if demand.request_id in running]
         due = self._credit >= oldest.cost and oldest in free
         ranked = sorted(free, key=lambda demand: _rank(demand, ahead=due and demand is oldest))
-        if not ranked or not (due or _suits(ranked[0], beside)):
+        if not ranked or not self._suits(ranked[0], beside, due=due):
             return ()
         first, *others = ranked
         unit = [first]
@@ -97,6 +97,17 @@ class Scheduler:
         self.max_tokens //= 2
         return True
 
+    def _suits(self, demand: Demand, beside: Sequence[Demand], *, due: bool) -> bool:
+        """Whether its unit may slow down those that run."""
+        if not beside:
+            return True
+        if any(one.kind == "forward" and one.cost > self.max_tokens for one in (demand, *beside)):
+            return False  # at a part of the speed, whoever comes would wait too long for it
+        priority = max(one.priority for one in beside)
+        largest = max(one.cost for one in beside)
+        small = demand.cost <= MOST_TIMES_THE_COST * largest
+        return due or demand.priority > priority or (demand.priority == priority and small)
+
     def _account(self, oldest: Demand, unit: Sequence[Demand]) -> None:
         own = oldest.cost if oldest in unit else 0
         credit = self._credit + self.oldest_share * sum(demand.cost for demand in unit) - own
@@ -106,15 +117,6 @@ class Scheduler:
 def _rank(demand: Demand, ahead: bool) -> tuple[bool, int, int]:
     """Sorts first what runs first. Sorting is stable: among equals the order of arrival stays."""
     return not ahead, -demand.priority, demand.work
-
-
-def _suits(demand: Demand, beside: Sequence[Demand]) -> bool:
-    """Whether it may slow those down that run."""
-    if not beside:
-        return True
-    priority = max(one.priority for one in beside)
-    largest = max(one.cost for one in beside)
-    return demand.priority > priority or (demand.priority == priority and demand.cost <= MOST_TIMES_THE_COST * largest)
 
 
 def _that_fit(demands: Sequence[Demand], tokens: int, largest: int) -> list[Demand]:

@@ -44,13 +44,13 @@ class InProcess:
     """Everything the service does to make a song, without HTTP and Ray. It has one lane, unless others are given."""
 
     def __init__(self, spec: ModelSpec, cache_entries: int = 512, lanes: Lanes[Unit] | None = None) -> None:
-        lanes = lanes or Lanes()
+        self._lanes = lanes = lanes or Lanes()
         self.engine = lanes.call(lambda: Engine.load(spec, lanes=lanes))
         self.text_encoder = TextEncoder.load(spec, cache_entries=cache_entries)
 
     def encode(self, params: GenerationParams) -> Conditioning:
         request = EncodeRequest(params.prompt, params.lyrics, params.weakens_text)
-        return self.text_encoder.encode([request])[0]
+        return self._lanes.call(lambda: self.text_encoder.encode([request])[0])
 
     def add(self, request_id: str, params: GenerationParams) -> None:
         """Have the engine begin a song."""

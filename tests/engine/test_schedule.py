@@ -109,6 +109,24 @@ def test_an_oldest_that_is_due_goes_beside_anybody() -> None:
     assert scheduler.choose(demands, running={"urgent"}, lanes=2) == ("oldest",)
 
 
+def test_a_forward_over_the_budget_has_the_device_to_itself() -> None:
+    large, small = forward("large", 1001, 9000), forward("small", 1000, 9000)
+    assert Scheduler(1000).choose([large, small], running={"large"}, lanes=2) == ()
+    assert Scheduler(1000).choose([small, large], running={"small"}, lanes=2) == ()
+    assert Scheduler(1000).choose([large, decode("window", 5000, 9000)], running={"window"}, lanes=2) == ()
+    assert Scheduler(1000).choose([decode("window", 5000, 9000), small], running={"window"}, lanes=2) == ("small",)
+
+
+def test_a_large_oldest_that_is_due_waits_until_nobody_runs_and_none_begins_before_it() -> None:
+    scheduler = Scheduler(1000, oldest_share=0.5)
+    oldest = forward("oldest", 3000, 90_000)
+    demands = [oldest, forward("one", 900, 9000, priority=9), forward("other", 900, 9000, priority=9)]
+    assert turns(scheduler, demands, 6) == [("one",)] * 6
+    assert scheduler.choose(demands, running={"one"}, lanes=2) == ("other",)
+    assert scheduler.choose(demands, running={"one"}, lanes=2) == ()
+    assert scheduler.choose(demands, lanes=2) == ("oldest",)
+
+
 # The share of the oldest
 
 
