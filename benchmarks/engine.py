@@ -46,7 +46,7 @@ class InProcess:
     def __init__(self, spec: ModelSpec, cache_entries: int = 512, lanes: Lanes[Unit] | None = None) -> None:
         self._lanes = lanes = lanes or Lanes()
         self.engine = lanes.call(lambda: Engine.load(spec, lanes=lanes))
-        self.text_encoder = TextEncoder.load(spec, cache_entries=cache_entries)
+        self.text_encoder = lanes.call(lambda: TextEncoder.load(spec, cache_entries=cache_entries))
 
     def encode(self, params: GenerationParams) -> Conditioning:
         request = EncodeRequest(params.prompt, params.lyrics, params.weakens_text)
