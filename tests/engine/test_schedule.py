@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from acestep_engine.schedule import MOST_TIMES_THE_COST, Demand, Scheduler
 
-Choose = Callable[[Sequence[Demand]], tuple[str, ...]]
+Choose = Callable[..., tuple[str, ...]]  # of demands; in lanes also of those that run
 
 
 def forward(request_id: str, cost: int, work: int, priority: int = 0) -> Demand:
@@ -107,6 +107,15 @@ def test_an_oldest_that_is_due_goes_beside_anybody() -> None:
     assert scheduler.choose(demands, running={"urgent"}, lanes=2) == ()
     assert scheduler.choose(demands, lanes=2) == ("urgent",)
     assert scheduler.choose(demands, running={"urgent"}, lanes=2) == ("oldest",)
+
+
+def test_credit_of_an_oldest_that_runs_lets_nobody_else_go_beside() -> None:
+    scheduler = Scheduler(1000, oldest_share=0.5)
+    demands = [forward("oldest", 100, 9000), forward("urgent", 300, 9000, priority=9), forward("wide", 900, 9900)]
+    assert scheduler.choose(demands, lanes=2) == ("urgent", "oldest")
+    assert turns(scheduler, [demands[0], demands[1]], 1)
+    scheduler._credit = 900.0
+    assert scheduler.choose(demands, running={"oldest", "urgent"}, lanes=2) == ()
 
 
 def test_a_forward_over_the_budget_has_the_device_to_itself() -> None:
@@ -341,8 +350,11 @@ class Device:
         chosen = self.choose(list(demands.values()))
         self.record.append((self.now, chosen, self.songs[0]))
         self.now += sum(demands[request_id].cost for request_id in chosen)
+        self._end(chosen)
+
+    def _end(self, unit: Sequence[str]) -> None:
         for song in self.songs:
-            if song.request_id in chosen:
+            if song.request_id in unit:
                 song.done += 1
                 if song.done == len(song.forwards) + len(song.windows):
                     song.finished_at = self.now
@@ -351,9 +363,10 @@ class Device:
 
 @dataclass
 class TwoLanes(Device):
-    """Half the speed in each of two lanes. What its scheduler chose and left out, and the work begun until then."""
+    """Half the speed in each of two lanes. The record is of units begun while the oldest was free, and of the work
+    begun until then.
+    """
 
-    scheduler: Scheduler = field(default_factory=lambda: Scheduler(1))
     lanes: dict[tuple[str, ...], int] = field(default_factory=dict)  # units that run, until when
     begun: int = 0
 
@@ -361,7 +374,7 @@ class TwoLanes(Device):
         while len(self.lanes) < 2 and self.songs:
             demands = {song.request_id: song.demand() for song in self.songs}
             running = {request_id for unit in self.lanes for request_id in unit}
-            chosen = self.scheduler.choose(list(demands.values()), running, lanes=2)
+            chosen = self.choose(list(demands.values()), running, lanes=2)
             if not chosen:
                 break
             if self.songs[0].request_id not in running:
@@ -371,12 +384,7 @@ class TwoLanes(Device):
             self.lanes[chosen] = self.now + 2 * cost
         unit = min(self.lanes, key=self.lanes.__getitem__)
         self.now = self.lanes.pop(unit)
-        for song in self.songs:
-            if song.request_id in unit:
-                song.done += 1
-                if song.done == len(song.forwards) + len(song.windows):
-                    song.finished_at = self.now
-        self.songs = [song for song in self.songs if song.finished_at < 0]
+        self._end(unit)
 
 
 def first_come_first_served(demands: Sequence[Demand]) -> tuple[str, ...]:
@@ -505,8 +513,7 @@ def test_whatever_comes_all_songs_finish_and_the_oldest_gets_its_share(
 def test_in_two_lanes_all_songs_finish_and_the_oldest_is_passed_over_no_more(
     max_tokens: int, share: float, songs: list[Song]
 ) -> None:
-    scheduler = Scheduler(max_tokens, share)
-    device = TwoLanes(scheduler.choose, scheduler=scheduler)
+    device = TwoLanes(Scheduler(max_tokens, share).choose)
     coming = deque(songs)
     while coming or device.songs:
         while coming and (coming[0].came_at <= device.now or not device.songs):
@@ -522,10 +529,9 @@ def test_in_two_lanes_all_songs_finish_and_the_oldest_is_passed_over_no_more(
 
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.integers(0, 30_000), min_size=1, max_size=10))
-def test_short_songs_beside_long_ones_in_two_lanes_take_at_most_twice_their_own_time(gaps: list[int]) -> None:
-    """Their own time at the speed of a lane, and a unit of a long song, which they meet when they come."""
-    scheduler = Scheduler(SATURATED)
-    device = TwoLanes(scheduler.choose, scheduler=scheduler)
+def test_short_songs_beside_long_ones_take_at_most_twice_their_own_time_in_a_lane(gaps: list[int]) -> None:
+    """And a unit of a long song, which they meet when they come."""
+    device = TwoLanes(Scheduler(SATURATED).choose)
     for index in range(8):
         device.add(long_song(f"long {index}"))
     for index, gap in enumerate(gaps):
