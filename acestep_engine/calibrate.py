@@ -24,12 +24,11 @@ from acestep_engine.tasks.state import LATENT_CHANNELS, LATENT_HEIGHT, Query
 ROW_FRAMES = latent_frames(10.0)  # of a short song
 CONTEXT_TOKENS = 365  # speaker, a long prompt, lyrics of a usual song
 DECODED_FRAMES = 32
+LEAST_ROWS = 4  # a short song asks for three, with guidance and ERG; it has a right to share
 MAX_ROWS = 256
 COMPILE_TRIALS = (2, 16)  # rows
 LONGEST_FORWARD_S = 0.2  # whoever joins waits for the one that runs
-# By how much twice the tokens must raise the throughput. A CPU's falls where its caches end; below that it is the
-# overhead of many small forwards that counts.
-WORTHWHILE_GAIN = {"cuda": 1.02, "cpu": 0.8}
+WORTHWHILE_GAIN = 1.02  # by how much twice the tokens must raise the throughput of a GPU
 WORTH_RECORDING = 1.05  # by how much a recorded forward must be faster
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}  # of the same kernels on the same numbers, relative
 LONG_RUN_S = 0.1  # after one that takes so long, another would tell no more
@@ -59,16 +58,16 @@ def measure(batch: Batch, autoencoder: MusicAutoencoder, residency: Residency) -
 def measure_forwards(batch: Batch, device: torch.device) -> tuple[int, float]:
     """How many tokens may share a forward, and the seconds that each then takes.
 
-    Forwards of more and more rows, until more do not pay, take too long, or would not fit the memory.
+    Forwards of more and more rows, until more take too long, would not fit the memory, or do not pay. That is asked of
+    a GPU only: a CPU's throughput hardly depends on it, and while a replica starts, others disturb what is measured.
     Kernels are chosen and compiled on the way.
     """
     warm_up(batch, device)
     share = any_share(batch, device)
-    gain = WORTHWHILE_GAIN[device.type]
-    rows, seconds = 1, _seconds(lambda: batch.forward([share]), device)
-    while rows < MAX_ROWS and _fits(2 * rows * ROW_FRAMES, rows * ROW_FRAMES, device):
+    rows, seconds = LEAST_ROWS, _seconds(partial(batch.forward, [share] * LEAST_ROWS), device)
+    while rows < MAX_ROWS and seconds <= LONGEST_FORWARD_S and _fits(2 * rows * ROW_FRAMES, rows * ROW_FRAMES, device):
         doubled = _seconds(partial(batch.forward, [share] * (2 * rows)), device)
-        if doubled > LONGEST_FORWARD_S or doubled * gain > 2 * seconds:
+        if doubled > LONGEST_FORWARD_S or (device.type == "cuda" and doubled * WORTHWHILE_GAIN > 2 * seconds):
             break
         rows, seconds = 2 * rows, doubled
     batch.forget_packings()

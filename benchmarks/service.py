@@ -21,6 +21,7 @@ import httpx
 from acestep_engine.devices import pick_device
 from acestep_engine.encode import AudioEncoder
 from acestep_engine.lanes import Lanes
+from acestep_engine.live_request import Unit
 from acestep_engine.params import GenerationParams, ModelSpec
 from acestep_engine.requests import Decoded, Failed, Finished
 from benchmarks.engine import BASE, InProcess
@@ -39,8 +40,12 @@ START_TIMEOUT_S = 180.0
 
 def print_tables(spec: ModelSpec, repeats: int) -> None:
     with running_server(spec) as url, httpx.Client(base_url=url, timeout=600.0) as client:
-        apart(available_cpus(), lambda: _print_overhead(client, spec, repeats))
-        apart(1, lambda: _print_callers(client, spec, repeats))  # it computes in lanes
+        cores = available_cpus()
+        apart(cores, lambda: _print_overhead(client, spec, repeats))
+        apart(cores, lambda: _print_callers(client, spec, repeats, Lanes()))  # what an engine has by default
+        served = Lanes[Unit].for_device(pick_device(), cores)
+        if served.most > 1:
+            apart(1, lambda: _print_callers(client, spec, repeats, served))
         _print_short_among_long(client, repeats)
         _print_cancel(client, repeats)
         _print_health(client, repeats)
@@ -69,9 +74,9 @@ def _print_overhead(client: httpx.Client, spec: ModelSpec, repeats: int) -> None
     print_table(title, columns, [(*medians, medians[1] / medians[0])])
 
 
-def _print_callers(client: httpx.Client, spec: ModelSpec, repeats: int) -> None:
-    """Callers that ask for the next song as soon as they have one, over HTTP and of the same engine here, in turn."""
-    maker, rows = InProcess(spec, lanes=Lanes.for_device(pick_device(), available_cpus())), []
+def _print_callers(client: httpx.Client, spec: ModelSpec, repeats: int, lanes: Lanes[Unit]) -> None:
+    """Callers that ask for the next song as soon as they have one, over HTTP and of an engine here, in turn."""
+    maker, rows = InProcess(spec, lanes=lanes), []
     for callers in CALLERS:
         _one_song_each(client, callers, callers)
         taken: list[float] = []
@@ -86,7 +91,9 @@ def _print_callers(client: httpx.Client, spec: ModelSpec, repeats: int) -> None:
         ratio = median(here / there for here, there in zip(here_s, there_s, strict=True))
         rows.append((callers, len(taken), audio_s / median(there_s), *percentiles, audio_s / median(here_s), ratio))
     columns = ("callers", "songs", "audio s per s", "p50 s", "p95 s", "p99 s", "in process audio s per s", "ratio")
-    print_table(f"Songs of {CALLED.duration_s:g} s in {CALLED.steps} steps, several callers", columns, rows)
+    here = "one lane" if lanes.most == 1 else f"{lanes.most} lanes, as the server has"
+    title = f"Songs of {CALLED.duration_s:g} s in {CALLED.steps} steps, several callers; in process {here}"
+    print_table(title, columns, rows)
 
 
 def _one_song_each(client: httpx.Client, callers: int, songs: int) -> tuple[list[float], float]:

@@ -277,8 +277,6 @@ def _prepare_environment(device_id: int | None) -> None:
         # whatever the platform; the token protects them all.
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    # Serve's 0.1 s takes three percent of a core from the songs; this makes a start and a recovery seconds longer.
-    os.environ.setdefault("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "serve_app.proxy:middlewares")
     root = str(Path(__file__).parents[1])  # a checkout that is not installed
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)

@@ -8,7 +8,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from acestep_engine import calibrate
-from acestep_engine.calibrate import ROW_FRAMES, measure_forwards
+from acestep_engine.calibrate import LEAST_ROWS, ROW_FRAMES, measure_forwards
 from acestep_engine.engine import Engine
 from acestep_engine.params import ModelSpec
 from tests.engine.small import CPU, SMALL, Ask, Batch, folded, loaded_transformer, small_autoencoder, small_transformer
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(autouse=True)
 def few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibrate, "MAX_ROWS", 4)
+    monkeypatch.setattr(calibrate, "MAX_ROWS", 4 * LEAST_ROWS)
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def untraced() -> Iterator[None]:
 
 def test_an_engine_measures_its_device_if_nobody_says_what_it_can_do() -> None:
     engine = Engine(ModelSpec("small", "nowhere"), small_transformer(), small_autoencoder(), CPU)
-    assert engine.calibration.max_tokens in (ROW_FRAMES, 2 * ROW_FRAMES, 4 * ROW_FRAMES)
+    assert engine.calibration.max_tokens in [rows * LEAST_ROWS * ROW_FRAMES for rows in (1, 2, 4)]
     assert engine.calibration.tokens_per_decoded_frame > 0
     assert engine.scheduler.max_tokens == engine.calibration.max_tokens
     assert not engine.busy
@@ -39,7 +39,15 @@ def test_an_engine_measures_its_device_if_nobody_says_what_it_can_do() -> None:
 
 def test_nobody_is_made_to_wait_for_a_forward_that_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibrate, "LONGEST_FORWARD_S", 0.0)
-    assert measure_forwards(Batch(small_transformer(), CPU, torch.float32), CPU)[0] == ROW_FRAMES
+    assert measure_forwards(Batch(small_transformer(), CPU, torch.float32), CPU)[0] == LEAST_ROWS * ROW_FRAMES
+
+
+def test_a_cpu_that_others_use_meanwhile_lets_as_many_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four times as slow for one of the forwards, but not slow: songs would run one by one for good otherwise."""
+    taken_s = iter([0.01, 0.08, 0.09])
+    monkeypatch.setattr(calibrate, "_seconds", lambda work, device: next(taken_s))
+    most, _ = measure_forwards(Batch(small_transformer(), CPU, torch.float32), CPU)
+    assert most == 4 * LEAST_ROWS * ROW_FRAMES
 
 
 @pytest.mark.usefixtures("untraced")
