@@ -37,17 +37,26 @@ def test_an_engine_measures_its_device_if_nobody_says_what_it_can_do() -> None:
     assert not engine.busy
 
 
+def most_tokens(monkeypatch: pytest.MonkeyPatch, taken_s: list[float]) -> int:
+    """What may share a forward, where forwards of more and more rows take so long. All of these are run."""
+    left = iter(taken_s)
+    monkeypatch.setattr(calibrate, "_seconds", lambda work, device: next(left))
+    most, _ = measure_forwards(Batch(small_transformer(), CPU, torch.float32), CPU)
+    assert not list(left)
+    return most
+
+
 def test_nobody_is_made_to_wait_for_a_forward_that_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibrate, "LONGEST_FORWARD_S", 0.0)
-    assert measure_forwards(Batch(small_transformer(), CPU, torch.float32), CPU)[0] == LEAST_ROWS * ROW_FRAMES
+    assert most_tokens(monkeypatch, [0.15, 0.21]) == LEAST_ROWS * ROW_FRAMES
+
+
+def test_a_short_song_fits_however_long_it_takes_and_nothing_larger_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert most_tokens(monkeypatch, [30.0]) == LEAST_ROWS * ROW_FRAMES
 
 
 def test_a_cpu_that_others_use_meanwhile_lets_as_many_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four times as slow for one of the forwards, but not slow: songs would run one by one for good otherwise."""
-    taken_s = iter([0.01, 0.08, 0.09])
-    monkeypatch.setattr(calibrate, "_seconds", lambda work, device: next(taken_s))
-    most, _ = measure_forwards(Batch(small_transformer(), CPU, torch.float32), CPU)
-    assert most == 4 * LEAST_ROWS * ROW_FRAMES
+    """The second forward takes four times what it should; songs would run one by one for good otherwise."""
+    assert most_tokens(monkeypatch, [0.01, 0.08, 0.09]) == 4 * LEAST_ROWS * ROW_FRAMES
 
 
 @pytest.mark.usefixtures("untraced")
