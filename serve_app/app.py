@@ -35,7 +35,7 @@ REPLICA_ENVIRONMENT = {
     # loops do not hold up those of an engine.
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
-    "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "1000",  # reported every ten seconds; half of the wake-ups of 100 ms
+    "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "1000",  # they are reported every ten seconds
 }
 MIB = 2**20
 SIZES = 5  # of songs, by which the JobManager lets them start
