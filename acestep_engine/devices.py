@@ -10,9 +10,10 @@ from acestep_engine.params import Precision
 
 CUDA_PRECISION = torch.bfloat16
 CPU_PRECISION = torch.float32
-# Of glibc's malloc.h.
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+# Of glibc's malloc.h and arena.c.
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 LARGEST_MMAP_THRESHOLD = 2**25
+THREAD_HEAP_BYTES = 2**26
 KEPT_BYTES = 2**30
 
 UNITS_AHEAD = 2  # enough that the GPU never waits for the host
@@ -70,10 +71,13 @@ def keep_freed_memory() -> None:
     """Have the C library keep large blocks that were freed, for the next step to use again (glibc only).
 
     By default it gives each back to the system, and a CPU spends up to a third of a forward on getting them again.
+    Threads other than the first have heaps of their own, which it gives back as soon as they are empty but for less
+    than the padding.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return
     mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+    mallopt(M_TOP_PAD, THREAD_HEAP_BYTES)
     mallopt(M_MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD)
