@@ -45,7 +45,7 @@ class Batch:
         self._rotation_table = transformer.rotation_table(0, device)
 
     def forward(self, shares: Sequence[Share]) -> list[list[Tensor]]:
-        """Velocities (8, 16, T), one for each query of each share, in the order given."""
+        """Velocities (8, 16, T) float32, one for each query of each share, in the order given."""
         order = sorted(range(len(shares)), key=lambda i: shares[i].frames)  # equal lengths side by side
         ordered = [shares[i] for i in order]
         queries = [query for share in ordered for query in share.queries]

@@ -120,7 +120,7 @@ def recording_pays_up_to(batch: Batch, device: torch.device, record: Recorder, m
             failed = batch.graphed.most_tokens < tokens
         finally:
             batch.graphed = None
-        if failed or recorded_s * WORTH_RECORDING > plain_s or not _same(found, expected):
+        if failed or recorded_s * WORTH_RECORDING > plain_s or not _same(found, expected, TOLERANCE[batch.dtype]):
             break
         rows, most = 2 * rows, tokens
     batch.forget_packings()
@@ -152,13 +152,13 @@ def any_share(batch: Batch, device: torch.device) -> Share:
     model = batch.transformer
     hidden = torch.zeros(1, CONTEXT_TOKENS, model.config.dim, device=device, dtype=batch.dtype)
     context = model.prepare_context(hidden, torch.ones(CONTEXT_TOKENS, dtype=torch.bool))
-    latents = torch.zeros(LATENT_CHANNELS, LATENT_HEIGHT, ROW_FRAMES, device=device, dtype=batch.dtype)
+    latents = torch.zeros(LATENT_CHANNELS, LATENT_HEIGHT, ROW_FRAMES, device=device)
     return Share((Query(latents, 500.0, 0),), context)
 
 
-def _same(found: Sequence[Sequence[Tensor]], expected: Sequence[Sequence[Tensor]]) -> bool:
+def _same(found: Sequence[Sequence[Tensor]], expected: Sequence[Sequence[Tensor]], tolerance: float) -> bool:
     pairs = [pair for rows in zip(found, expected, strict=True) for pair in zip(*rows, strict=True)]
-    return all(bool((one - other).norm() <= TOLERANCE[other.dtype] * other.norm()) for one, other in pairs)
+    return all(bool((one - other).norm() <= tolerance * other.norm()) for one, other in pairs)
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:

@@ -233,7 +233,7 @@ class Engine:
         request.began_at = time.perf_counter()
         source = request.inputs.source
         latents = self._encode_source(source) if isinstance(source, SourceAudio) else _known_latents(source)
-        task = tasks.begin(request.params, latents, self.device, self.dtype)
+        task = tasks.begin(request.params, latents, self.device)
         with self._residency.use(self.transformer):
             request.contexts = self.contexts.of_request(request.params, request.inputs, request.adapter)
         request.task = task

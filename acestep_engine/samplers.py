@@ -91,25 +91,25 @@ def step(
 ) -> SamplerState:
     """The state after one forward. `velocity` (8, 16, T) was predicted at `schedule.timesteps[state.index]`.
 
-    Latents keep the velocity's dtype; the sums are float32. Ping-pong draws its noise from `generator`.
+    Ping-pong draws its noise from `generator`.
     """
     if scheduler == "heun":
         return _heun(schedule, state, velocity, omega_scale)
     sigma, following = schedule.sigmas[state.index].item(), schedule.sigmas[state.index + 1].item()
-    latents = state.latents.float()
+    latents = state.latents
     if scheduler == "pingpong":
         estimate = latents - sigma * velocity
         noise = torch.empty_like(latents).normal_(generator=generator)
         latents = (1 - following) * estimate + following * noise
     else:
-        latents = latents + _rescale((following - sigma) * velocity.float(), omega_scale)
-    return replace(state, latents=latents.to(velocity.dtype), index=state.index + 1)
+        latents = latents + _rescale((following - sigma) * velocity, omega_scale)
+    return replace(state, latents=latents, index=state.index + 1)
 
 
 def _heun(schedule: Schedule, state: SamplerState, velocity: Tensor, omega_scale: float) -> SamplerState:
-    index, slope = state.index, velocity.float()
+    index, slope = state.index, velocity
     if state.slope is None:  # first order: to the next sigma along the slope here
-        origin = state.latents.float()
+        origin = state.latents
         width = (schedule.sigmas[index + 1] - schedule.sigmas[index]).item()
         kept: tuple[Tensor | None, Tensor | None] = (slope, origin)
     else:  # second order: from where the first-order step began, along the mean of both slopes
@@ -119,7 +119,7 @@ def _heun(schedule: Schedule, state: SamplerState, velocity: Tensor, omega_scale
         slope = 0.5 * (state.slope + slope)
         kept = (None, None)
     latents = origin + _rescale(slope * width, omega_scale)
-    return SamplerState(latents.to(velocity.dtype), index + 1, *kept)
+    return SamplerState(latents, index + 1, *kept)
 
 
 def _rescale(change: Tensor, omega_scale: float) -> Tensor:

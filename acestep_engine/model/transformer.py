@@ -308,7 +308,10 @@ class Transformer(nn.Module):
         return [Modulation(*both) for both in zip(blocks.unbind(), final.unbind(), strict=True)]
 
     def forward(self, latents: Sequence[Tensor], modulations: Sequence[Modulation], packing: Packing) -> list[Tensor]:
-        """Velocities (8, 16, T) of noisy latents (8, 16, T), one per row of the packing, each under its modulation."""
+        """Velocities (8, 16, T) of noisy latents (8, 16, T), one per row of the packing, each under its modulation.
+
+        Both are float32.
+        """
         x = self._tokens(latents)  # (N, dim)
         if all(modulation is modulations[0] for modulation in modulations):
             modulations = modulations[:1]
@@ -336,5 +339,5 @@ class Transformer(nn.Module):
 
     def _latents(self, x: Tensor, packing: Packing) -> list[Tensor]:
         """Unpack (N, height * channels) to (channels, height, T) of each row."""
-        columns = x.unflatten(-1, (-1, self.config.out_channels))  # (N, height, channels)
+        columns = x.float().unflatten(-1, (-1, self.config.out_channels))  # (N, height, channels)
         return [columns[start : start + frames].permute(2, 1, 0).contiguous() for start, frames in packing.row_frames()]

@@ -57,16 +57,14 @@ class Denoise:
         return replace(self, sampler=sampler, generator=generator, guided=guided)
 
 
-def from_noise(params: GenerationParams, generator: torch.Generator, dtype: torch.dtype) -> Denoise:
+def from_noise(params: GenerationParams, generator: torch.Generator) -> Denoise:
     """text2music: a song of `duration_s`."""
-    return _along(params, _first_noise(params, generator, dtype), generator)
+    return _along(params, _first_noise(params, generator), generator)
 
 
-def retake(
-    params: GenerationParams, generator: torch.Generator, retake_generator: torch.Generator, dtype: torch.dtype
-) -> Denoise:
+def retake(params: GenerationParams, generator: torch.Generator, retake_generator: torch.Generator) -> Denoise:
     """The song of `seed` on noise turned towards that of `retake_seed`: by nothing at variance 0, all the way at 1."""
-    noise = _first_noise(params, generator, dtype)
+    noise = _first_noise(params, generator)
     return _along(params, turned(noise, noise_like(noise, retake_generator), params.retake_variance), generator)
 
 
@@ -91,9 +89,9 @@ def from_reference(params: GenerationParams, reference: Tensor, generator: torch
     return Denoise(params, schedule, Guided.along(params, schedule), SamplerState(latents), generator)
 
 
-def _first_noise(params: GenerationParams, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+def _first_noise(params: GenerationParams, generator: torch.Generator) -> Tensor:
     shape = (LATENT_CHANNELS, LATENT_HEIGHT, latent_frames(params.duration_s))
-    return torch.randn(shape, generator=generator, device=generator.device, dtype=dtype)
+    return torch.randn(shape, generator=generator, device=generator.device)
 
 
 def _along(params: GenerationParams, noise: Tensor, generator: torch.Generator) -> Denoise:

@@ -75,16 +75,14 @@ class Edit:
         velocity, momentum = self._guide(velocities, self.momentum)
         generator = self.generator.clone_state()
         level, following = (self.schedule.level(index) for index in (self.index, self.index + 1))
-        latents = self.latents.float()
+        latents = self.latents
         if self.params.scheduler == "pingpong":
             latents = noised(
                 latents - level * velocity, torch.empty_like(latents).normal_(generator=generator), following
             )
         else:
             latents = latents + (following - level) * velocity
-        return replace(
-            self, index=self.index + 1, latents=latents.to(velocity.dtype), momentum=momentum, generator=generator
-        )
+        return replace(self, index=self.index + 1, latents=latents, momentum=momentum, generator=generator)
 
     def _move(self, velocities: Sequence[Tensor]) -> "Edit":
         half = len(velocities) // 2
@@ -96,10 +94,10 @@ class Edit:
             return replace(drawn, draw=self.draw + 1, noise=noise_like(self.source, drawn.generator))
         latents = self.latents
         if self.params.scheduler == "pingpong":
-            torch.empty_like(latents.float()).normal_(generator=drawn.generator)  # drawn for nothing, as published
+            torch.empty_like(latents).normal_(generator=drawn.generator)  # drawn for nothing, as published
         else:
             level, following = (self.schedule.level(index) for index in (self.index, self.index + 1))
-            latents = (latents.float() + (following - level) * difference).to(latents.dtype)
+            latents = latents + (following - level) * difference
         return replace(
             drawn, index=self.index + 1, draw=0, latents=latents, difference=torch.zeros_like(difference)
         )._drawn()

@@ -16,8 +16,8 @@ ERG_QUERY_SCALE = 0.01
 
 
 def noise_like(latents: Tensor, generator: torch.Generator) -> Tensor:
-    """Noise of the same shape and dtype, drawn on the same device."""
-    return torch.randn(latents.shape, generator=generator, device=latents.device, dtype=latents.dtype)
+    """Noise of the same shape, drawn on the same device."""
+    return torch.randn(latents.shape, generator=generator, device=latents.device)
 
 
 @dataclass(frozen=True, eq=False)

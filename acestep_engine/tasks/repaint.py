@@ -56,7 +56,7 @@ class Repaint:
     def advance(self, velocities: Sequence[Tensor]) -> "Repaint":
         velocity, guided = self.guided.combine(velocities, self.index)
         level, following = (self.schedule.level(index) for index in (self.index, self.index + 1))
-        made = (self.latents.float() + (following - level) * velocity).to(velocity.dtype)
+        made = self.latents + (following - level) * velocity
         held = noised(self.source, self.noise, following)
         return replace(self, guided=guided, index=self.index + 1, latents=torch.where(self.mask, made, held))
 

@@ -67,10 +67,3 @@ def test_omega_stretches_the_change_around_its_mean() -> None:
     }
     torch.testing.assert_close(change[-100.0].mean(), change[100.0].mean())
     torch.testing.assert_close(change[100.0].std() / change[-100.0].std(), torch.tensor(1.1 / 0.9), rtol=1e-4, atol=0)
-
-
-def test_latents_keep_the_precision_of_the_model() -> None:
-    schedule = samplers.make_schedule("euler", 3)
-    state = SamplerState(torch.zeros(8, 16, 4, dtype=torch.bfloat16))
-    velocity = torch.ones(8, 16, 4, dtype=torch.bfloat16)
-    assert samplers.step("euler", schedule, state, velocity, 0.0, torch.Generator()).latents.dtype == torch.bfloat16

@@ -19,7 +19,7 @@ REFERENCE = torch.randn(8, 16, 12, generator=torch.Generator().manual_seed(5))
 
 
 def begin(params: GenerationParams, reference: torch.Tensor | None = None) -> TaskState:
-    return tasks.begin(params, reference, CPU, torch.float32)
+    return tasks.begin(params, reference, CPU)
 
 
 def rows(task: TaskState) -> list[list[int]]:
