@@ -340,7 +340,7 @@ class Engine:
             if audio is not None:
                 events.append(request.heard(audio.cpu()))
             if decoding.windows_done == decoding.windows:
-                events.append(request.finished(request.task.latents.float().cpu()))
+                events.append(request.finished(request.task.latents.cpu()))
                 del self._requests[request.request_id]
         except (EngineError, torch.OutOfMemoryError) as error:
             self.abort(request.request_id)

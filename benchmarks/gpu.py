@@ -98,7 +98,7 @@ def _print_forwards(engine: Engine, peak: float) -> None:
     rows = []
     for duration_s in DURATIONS_S:
         frames = latent_frames(duration_s)
-        latents = torch.randn(8, 16, frames, device=engine.device, dtype=engine.dtype)
+        latents = torch.randn(8, 16, frames, device=engine.device)
         context = engine.contexts.build(replace(SONG, guidance_scale=1.0), _conditioning(engine))
         floor_s = forward_flop(engine.transformer.config, frames, 1 + PROMPT_TOKENS + LYRIC_TOKENS) / peak
         for count in ROWS:
