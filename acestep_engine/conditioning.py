@@ -1,9 +1,12 @@
 """What passes between the text encoder and the engine: plain arrays, no model library to import."""
 
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
+
+from acestep_engine.params import GenerationParams
 
 HiddenStates = npt.NDArray[np.float32]
 TokenIds = npt.NDArray[np.int64]
@@ -17,6 +20,10 @@ class EncodeRequest:
     lyrics: str
     weaken: bool = False
     vocal_language: str | None = None
+
+    @classmethod
+    def of_song(cls, song: GenerationParams) -> Self:
+        return cls(song.prompt, song.lyrics, song.weakens_text, song.vocal_language)
 
 
 @dataclass(frozen=True)

@@ -49,8 +49,7 @@ class InProcess:
         self.text_encoder = lanes.call(lambda: TextEncoder.load(spec, cache_entries=cache_entries))
 
     def encode(self, params: GenerationParams) -> Conditioning:
-        request = EncodeRequest(params.prompt, params.lyrics, params.weakens_text)
-        return self._lanes.call(lambda: self.text_encoder.encode([request])[0])
+        return self._lanes.call(lambda: self.text_encoder.encode([EncodeRequest.of_song(params)])[0])
 
     def add(self, request_id: str, params: GenerationParams) -> None:
         """Have the engine begin a song."""

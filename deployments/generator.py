@@ -31,7 +31,8 @@ if TYPE_CHECKING:  # they take seconds to import, and only the replica needs the
 
 # Each message wakes two processes, which on a CPU interrupt the engine.
 PROGRESS_INTERVAL_S = 0.25  # of one call, as long as there are few
-PROGRESS_PER_S = 8  # of all calls of a replica together
+CPU_PROGRESS_PER_S = 4  # of all calls of a replica together
+GPU_PROGRESS_PER_S = 32
 HEARTBEAT_S = 5.0  # of a call with nothing to tell: paused for others, say
 REPORT_INTERVAL_S = 1.0
 REPORT_TIMEOUT_S = 5.0
@@ -138,6 +139,7 @@ class Generator:
         self._replica_id = context.replica_id.unique_id
         self._gpu_ids = tuple(ray.get_runtime_context().get_accelerator_ids().get("GPU", ()))
         self._limits = limits
+        self._progress_per_s = GPU_PROGRESS_PER_S if use_gpu else CPU_PROGRESS_PER_S
         self._numbers = itertools.count()
         self._calls = 0  # that run now
         self._files = ThreadPoolExecutor(max_workers=FILE_THREADS, thread_name_prefix="audio-files")
@@ -152,14 +154,14 @@ class Generator:
         self,
         spec: ModelSpec,
         job: RenderJob,
+        source: ByteArray | Latents | None,
         conditioning: "Conditioning",
         target: "Conditioning | None" = None,
-        source: ByteArray | Latents | None = None,
     ) -> AsyncIterator[Progress | Heartbeat | ByteArray | Rendered]:
         """Progress, the first at once and then at most four a second, and at last one Rendered; Heartbeats in between.
 
         Parts of the encoded file come in between as soon as they are decoded; all of them and the `rest` are the file.
-        `target` is what a song is edited to, `source` an audio file or latents. Cancelling aborts within one step.
+        `source` is an audio file or latents, `target` what a song is edited to. Cancelling aborts within one step.
         Raises EngineError or GpuMemoryError.
         """
         from deployments.engine_host import Call
@@ -222,7 +224,7 @@ class Generator:
     async def _pause(self, urgent: asyncio.Event) -> None:
         """Until the next progress may be told, or there is audio, or the end."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(max(PROGRESS_INTERVAL_S, self._calls / PROGRESS_PER_S)):
+            async with asyncio.timeout(max(PROGRESS_INTERVAL_S, self._calls / self._progress_per_s)):
                 await urgent.wait()
 
     def _rendered(self, finished: Finished, file: _SongFile, rest: ByteArray, spec: ModelSpec) -> Rendered:

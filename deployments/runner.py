@@ -15,9 +15,11 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 from safetensors import SafetensorError
 
+from acestep_engine.conditioning import EncodeRequest
 from acestep_engine.errors import RequestError
 from acestep_engine.params import GenerationParams, Progress
 from acestep_engine.requests import Latents
+from deployments.encodings import Encodings
 from deployments.failures import (
     INTERNAL,
     SOURCE_LOST,
@@ -74,7 +76,7 @@ class Runner:
         self._files = files
         self._fleet = fleet
         self._generator = generator.options(method_name="generate", stream=True)
-        self._text_encoder = text_encoder.options(method_name="encode")
+        self._encodings = Encodings(text_encoder)
         self._lease_terms = lease_terms
         self._on_place = on_place
         self._on_end = on_end
@@ -170,6 +172,7 @@ class Runner:
             except _Lost as error:
                 logger.warning("%s lost its replica in attempt %d: %s", job.row.request_id, song.attempts, error)
                 song.note(None)
+                self._encodings.forget()
                 await asyncio.sleep(RETRY_PAUSE_S)
         if not job.is_over():
             raise _Failed(gave_up(MAX_ATTEMPTS))
@@ -180,18 +183,16 @@ class Runner:
         if job.is_over():
             return None
         spec, row = self._fleet.spec, job.row
-        conditioning = self._text_encoder.remote(spec, song.params)  # not awaited: it travels by reference
-        target = None
-        if song.params.task == "edit":
-            target = self._text_encoder.remote(spec, _target_of(song.params))
+        words = _words_of(song.params)
+        encodings = [self._encodings.get(spec, request) for request in words]  # not awaited: they travel by reference
         if not await self._count_attempt(job, song):
             return None
         tags = _tags(row, song.params, spec.name)
         render_job = RenderJob(row.request_id, song.params, row.audio_format, tags, row.priority)
         song.audio.begin()
-        song.response = self._generator_for(song.params).remote(spec, render_job, conditioning, target, source)
+        song.response = self._generator_for(song.params).remote(spec, render_job, source, *encodings)
         try:
-            return await self._follow(job, song, song.response)
+            rendered = await self._follow(job, song, song.response)
         except asyncio.CancelledError:  # the JobManager stops
             song.abort()
             song.attempts -= 1
@@ -202,6 +203,9 @@ class Runner:
             raise _judge(job.row.request_id, error) from error
         finally:
             song.response = None
+        for request, encoding in zip(words, encodings, strict=True):
+            self._encodings.keep(spec, request, encoding)
+        return rendered
 
     def _generator_for(self, song: GenerationParams) -> DeploymentHandle[Any]:
         """Rather a replica that has the song's adapter."""
@@ -332,9 +336,12 @@ def _failed(failure: Failure) -> Ending:
     return Ending("failed", time.time(), error=failure.sentence, error_code=failure.code)
 
 
-def _target_of(song: GenerationParams) -> GenerationParams:
-    """What an edited song is to become, in words."""
-    return dataclasses.replace(song, prompt=song.edit_target_prompt, lyrics=song.edit_target_lyrics)
+def _words_of(song: GenerationParams) -> list[EncodeRequest]:
+    """What is to be encoded for it: its words, and of an edited song those of what it is to become."""
+    songs = [song]
+    if song.task == "edit":
+        songs.append(dataclasses.replace(song, prompt=song.edit_target_prompt, lyrics=song.edit_target_lyrics))
+    return [EncodeRequest.of_song(one) for one in songs]
 
 
 def _tags(row: JobRow, song: GenerationParams, model: str) -> dict[str, str]:

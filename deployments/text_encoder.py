@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from acestep_engine.conditioning import Conditioning, EncodeRequest
 from acestep_engine.download import ensure_checkpoint
 from acestep_engine.errors import EngineError, RequestError
-from acestep_engine.params import GenerationParams, ModelSpec
+from acestep_engine.params import ModelSpec
 from deployments.cpus import available_cpus
 from deployments.messages import LyricLineReading, LyricReading
 
@@ -53,9 +53,8 @@ class TextEncoder:
         self._encoding: asyncio.Task[None] | None = None
         await self.load(spec)
 
-    async def encode(self, spec: ModelSpec, params: GenerationParams) -> Conditioning:
+    async def encode(self, spec: ModelSpec, request: EncodeRequest) -> Conditioning:
         """What a song is conditioned on. Raises ParameterError for lyrics in an unknown language, CheckpointError."""
-        request = EncodeRequest(params.prompt, params.lyrics, params.weakens_text, params.vocal_language)
         waiting = _Waiting(spec, request, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
         if self._encoding is None or self._encoding.done():

@@ -12,6 +12,7 @@ from ray.exceptions import ActorDiedError, RayTaskError
 from ray.serve.exceptions import RequestCancelledError
 
 from acestep_engine.checkpoint import NANO_PATH
+from acestep_engine.conditioning import EncodeRequest
 from acestep_engine.params import GenerationParams, ModelSpec, Progress, Timings
 from deployments.callbacks import CallbackRules
 from deployments.job_manager import JobManager, JobManagerConfig
@@ -68,24 +69,30 @@ class ScriptedGenerator:
         self.script = script
         self.started: list[str] = []
         self.sources: list[Any] = []
+        self.encodings: list[tuple[object, ...]] = []
 
     def options(self, **options: object) -> Self:
         return self
 
-    def remote(
-        self, spec: ModelSpec, job: RenderJob, conditioning: None, target: None, source: object
-    ) -> ScriptedResponse:
+    def remote(self, spec: ModelSpec, job: RenderJob, source: object, *encodings: object) -> ScriptedResponse:
         self.started.append(job.request_id)
         self.sources.append(source)
+        self.encodings.append(encodings)
         return ScriptedResponse(self.script(job))
 
 
 class ScriptedTextEncoder:
+    """As the TextEncoder's handle. `asked` is all that it was asked to encode, in order; a call answers its number."""
+
+    def __init__(self) -> None:
+        self.asked: list[EncodeRequest] = []
+
     def options(self, **options: object) -> Self:
         return self
 
-    def remote(self, *arguments: object) -> None:
-        return None
+    def remote(self, spec: ModelSpec, request: EncodeRequest) -> int:
+        self.asked.append(request)
+        return len(self.asked)
 
 
 async def sing(job: RenderJob) -> AsyncIterator[Message]:
@@ -133,6 +140,7 @@ class House:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.generator = ScriptedGenerator(sing)
+        self.text_encoder = ScriptedTextEncoder()
         nano = ModelSpec("nano", str(NANO_PATH))
         self.config = JobManagerConfig(
             folders=Folders(root / "state", root / "outputs", "./outputs"),
@@ -151,7 +159,7 @@ class House:
     async def open(self, **changes: Any) -> None:
         self.config = dataclasses.replace(self.config, **changes)
         manager = Manager.__new__(Manager)  # as Serve does: the constructor is a coroutine
-        starting: Any = JobManager.__init__(manager, self.config, self.generator, ScriptedTextEncoder())
+        starting: Any = JobManager.__init__(manager, self.config, self.generator, self.text_encoder)
         await starting
         self.manager = manager
 

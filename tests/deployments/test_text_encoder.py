@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,11 +11,11 @@ import pytest
 from acestep_engine.checkpoint import NANO_PATH
 from acestep_engine.conditioning import Conditioning, EncodeRequest
 from acestep_engine.errors import CheckpointError, ParameterError
-from acestep_engine.params import GenerationParams, ModelSpec
+from acestep_engine.params import ModelSpec
 from deployments.text_encoder import TextEncoder
 
 NANO = ModelSpec("nano", str(NANO_PATH))
-PARAMS = GenerationParams("piano", "[verse]\nla la", 10.0, seed=1)
+WORDS = EncodeRequest("piano", "[verse]\nla la")
 
 
 class Recorder(TextEncoder):
@@ -37,8 +38,8 @@ async def encoder() -> Recorder:
     return encoder
 
 
-def asked(prompt: str, **changes: object) -> GenerationParams:
-    return dataclasses.replace(PARAMS, prompt=prompt, **changes)  # type: ignore[arg-type]
+def asked(prompt: str, **changes: Any) -> EncodeRequest:
+    return dataclasses.replace(WORDS, prompt=prompt, **changes)
 
 
 async def test_the_first_is_encoded_at_once_and_with_it_all_who_come_in_the_same_moment(encoder: Recorder) -> None:

@@ -36,8 +36,7 @@ class Maker:
 
     def make(self, params: GenerationParams, source: SourceAudio | Latents | None = None) -> Song:
         """One song, alone."""
-        request = EncodeRequest(params.prompt, params.lyrics, params.weakens_text)
-        conditioning = self._text_encoder.encode([request])[0]
+        conditioning = self._text_encoder.encode([EncodeRequest.of_song(params)])[0]
         return self._engine.generate(params, Inputs(conditioning, source=source))
 
     def through_codec(self, audio: Audio) -> Audio:
