@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from acestep_engine.errors import CheckpointError
+from acestep_engine.model.linear import Linear
 from acestep_engine.model.windows import equal_windows, with_halo
 
 NORM_EPS = 1e-6
@@ -115,8 +116,8 @@ class ConvNeXtBlock(nn.Module):
         super().__init__()
         self.dwconv = DepthwiseConv(channels, kernel_size)
         self.norm = nn.LayerNorm(channels, eps=NORM_EPS)
-        self.pwconv1 = nn.Linear(channels, 4 * channels)
-        self.pwconv2 = nn.Linear(4 * channels, channels)
+        self.pwconv1 = Linear(channels, 4 * channels)
+        self.pwconv2 = Linear(4 * channels, channels)
         self.gamma = nn.Parameter(torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -168,15 +169,26 @@ class TimeConv(nn.Conv1d):
 
 
 class TimeUpsample(nn.ConvTranspose1d):
-    """A transposed convolution (B, C, 1, T) to (B, C / 2, 1, T * rate), in channels_last memory."""
+    """A transposed convolution (B, C, 1, T) to (B, C / 2, 1, T * rate), in channels_last memory.
+
+    Computed as a convolution to `rate` times as many channels, which in that memory are samples that follow each other:
+    for few channels and a long T this is 1.3 to 2.6 times faster on a CPU, for others as fast.
+    """
 
     def __init__(self, channels: int, kernel_size: int, rate: int) -> None:
         super().__init__(channels, channels // 2, kernel_size, rate)
+        self.rate = rate
+        self.taps = -(-kernel_size // rate)  # input samples that an output sample is made from
         self.margin = (kernel_size - rate) // 2
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        weight = self.weight.unsqueeze(2)
-        return F.conv_transpose2d(x, weight, self.bias, stride=(1, *self.stride), padding=(0, self.margin))
+        kernel_size, samples = self.weight.shape[2], x.shape[-1] * self.rate
+        weight = F.pad(self.weight, (0, self.taps * self.rate - kernel_size))  # (C, C / 2, taps * rate)
+        weight = weight.unflatten(2, (self.taps, self.rate)).flip(2).permute(3, 1, 0, 2).flatten(0, 1)
+        assert self.bias is not None
+        y = F.conv2d(x, weight.unsqueeze(2), self.bias.repeat(self.rate), padding=(0, self.taps - 1))
+        y = y.movedim(1, 3).unflatten(3, (self.rate, -1)).flatten(2, 3).movedim(3, 1)  # (B, C / 2, 1, *), a view
+        return y[..., self.margin : self.margin + samples]
 
 
 class ResBlock(nn.Module):
@@ -236,32 +248,34 @@ class HiFiGANHead(nn.Module):
         first, last = with_halo(start, stop, self.halo, features.shape[-1])
         start, stop = start - first, stop - first
         x = features[..., None, first:last].contiguous(memory_format=torch.channels_last)  # (B, C, 1, T)
-        x = self.conv_pre(x)
+        x = F.silu(self.conv_pre(x), inplace=True)
         for stage, (up, rate, halo) in enumerate(zip(self.ups, self.rates, self.halos_after, strict=True)):
-            x = up(F.silu(x, inplace=True))
+            x = up(x)
             start, stop = start * rate, stop * rate
             first, last = with_halo(start, stop, halo, x.shape[-1])
-            x = self._average_of_blocks(stage, x, first, last)
+            x = self._activated_average(stage, x, first, last)
             start, stop = start - first, stop - first
-        audio: Tensor = self.conv_post(F.silu(x, inplace=True)).tanh()
+        audio: Tensor = self.conv_post(x).tanh()
         return audio[:, :, 0, start:stop]
 
-    def _average_of_blocks(self, stage: int, x: Tensor, start: int, stop: int) -> Tensor:
-        """The mean of a stage's residual blocks for [start, stop) of x (B, C, 1, T), tile by tile without gradients.
+    def _activated_average(self, stage: int, x: Tensor, start: int, stop: int) -> Tensor:
+        """SiLU of the mean of a stage's residual blocks for [start, stop) of x (B, C, 1, T), tile by tile without
+        gradients.
 
         A tile is computed with as much context on both sides as the blocks can see, and the context is cut off.
         """
         first = stage * self.blocks_per_stage
         blocks = self.resblocks[first : first + self.blocks_per_stage]
         if torch.is_grad_enabled():  # autograd keeps all activations anyway, and does not follow what fills a buffer
-            return _sum_of(blocks, x)[..., start:stop] / len(blocks)
+            return F.silu(_sum_of(blocks, x)[..., start:stop] / len(blocks))
         values = CPU_TILE_VALUES if x.device.type == "cpu" else GPU_TILE_VALUES
         size = max(MIN_TILE_SAMPLES, values // (x.shape[0] * x.shape[1]))
         average = torch.empty_like(x[..., start:stop], memory_format=torch.channels_last)
         for tile_start, tile_stop in equal_windows(start, stop, size):
             first, last = with_halo(tile_start, tile_stop, self.block_halo, x.shape[-1])
             kept = _sum_of(blocks, x[..., first:last])[..., tile_start - first : tile_stop - first]
-            torch.div(kept, len(blocks), out=average[..., tile_start - start : tile_stop - start])
+            tile = average[..., tile_start - start : tile_stop - start]
+            F.silu(torch.div(kept, len(blocks), out=tile), inplace=True)
         return average
 
 

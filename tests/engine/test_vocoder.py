@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch import Tensor
 from acestep_engine.errors import CheckpointError
 from acestep_engine.model import vocoder as module
 from acestep_engine.model.loading import check_names
-from acestep_engine.model.vocoder import Vocoder, VocoderConfig
+from acestep_engine.model.vocoder import TimeUpsample, Vocoder, VocoderConfig
 from acestep_engine.model.windows import equal_windows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -79,6 +80,16 @@ def test_each_frame_becomes_a_fixed_number_of_samples_within_one(vocoder: Vocode
 
 def test_channels_of_a_batch_do_not_hear_each_other(vocoder: Vocoder, mel: Tensor) -> None:
     torch.testing.assert_close(vocoder(mel)[1:], vocoder(mel[1:]))
+
+
+@pytest.mark.parametrize(("kernel_size", "rate"), [(16, 8), (8, 4), (4, 2), (4, 4), (2, 2), (6, 2), (10, 4), (14, 8)])
+def test_an_upsampling_is_a_transposed_convolution(kernel_size: int, rate: int) -> None:
+    up = TimeUpsample(6, kernel_size, rate).requires_grad_(False)
+    x = torch.randn(2, 6, 50, generator=torch.Generator().manual_seed(0))
+    expected = F.conv_transpose1d(x, up.weight, up.bias, stride=rate, padding=(kernel_size - rate) // 2)
+
+    assert expected.shape == (2, 3, 50 * rate)
+    torch.testing.assert_close(up(x.unsqueeze(2)).squeeze(2), expected)
 
 
 @pytest.mark.parametrize("tile", [32, 37, 500, 2399, 2400])
