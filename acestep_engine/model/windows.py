@@ -3,13 +3,14 @@
 from math import ceil
 
 
-def equal_windows(start: int, stop: int, longest: int) -> list[tuple[int, int]]:
+def equal_windows(start: int, stop: int, longest: int, multiple: int = 1) -> list[tuple[int, int]]:
     """[start, stop), not empty, in as few windows of at most `longest` as can be, all of one length.
 
-    The last overlaps the one before it by what the length does not divide.
+    The length is a `multiple`, as `longest` has to be, unless there is one window. The last overlaps the one before it
+    by what the length does not divide.
     """
     count = ceil((stop - start) / longest)
-    length = ceil((stop - start) / count)
+    length = min(ceil((stop - start) / count / multiple) * multiple, stop - start)
     firsts = (min(start + index * length, stop - length) for index in range(count))
     return [(first, first + length) for first in firsts]
 

@@ -30,6 +30,17 @@ def test_there_are_no_more_windows_than_needed_and_they_overlap_by_less_than_one
     assert sum(stop - start for start, stop in windows) - length < len(windows)
 
 
+@given(length=st.integers(1, 5_000), longest=st.integers(1, 100), multiple=st.sampled_from([1, 2, 8]))
+def test_a_length_may_have_to_be_a_multiple(length: int, longest: int, multiple: int) -> None:
+    windows = equal_windows(0, length, longest * multiple, multiple)
+
+    assert len(windows) == 1 or all((stop - start) % multiple == 0 for start, stop in windows)
+    assert max(stop - start for start, stop in windows) <= longest * multiple
+    assert windows[0][0] == 0
+    assert windows[-1][1] == length
+    assert all(after[0] <= before[1] for before, after in pairwise(windows))
+
+
 @given(data=st.data(), length=st.integers(1, 500), halo=st.integers(0, 100))
 def test_a_halo_is_whole_or_reaches_to_the_end_and_windows_stay_of_one_length(
     data: st.DataObject, length: int, halo: int
