@@ -278,7 +278,6 @@ def _prepare_environment(device_id: int | None) -> None:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "serve_app.proxy:middlewares")
-    os.environ.setdefault("RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP", "0")  # the proxy does little beside routing
     root = str(Path(__file__).parents[1])  # a checkout that is not installed
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     if root not in paths:
