@@ -158,7 +158,7 @@ class Generator:
         conditioning: "Conditioning",
         target: "Conditioning | None" = None,
     ) -> AsyncIterator[Progress | Heartbeat | ByteArray | Rendered]:
-        """Progress, the first at once and then at most four a second, and at last one Rendered; Heartbeats in between.
+        """Progress, the first at once and then up to four a second, and at last one Rendered; Heartbeats in between.
 
         Parts of the encoded file come in between as soon as they are decoded; all of them and the `rest` are the file.
         `source` is an audio file or latents, `target` what a song is edited to. Cancelling aborts within one step.

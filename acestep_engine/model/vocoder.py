@@ -215,7 +215,7 @@ class HiFiGANHead(nn.Module):
         if torch.is_grad_enabled():  # autograd keeps all activations anyway, and does not follow what fills a buffer
             return F.silu(_sum_of(blocks, x)[..., start:stop] / len(blocks))
         values = CPU_TILE_VALUES if x.device.type == "cpu" else GPU_TILE_VALUES
-        size = max(MIN_TILE_SAMPLES, values // (x.shape[0] * x.shape[1]) // MOST_FOLDED * MOST_FOLDED)
+        size = max(MIN_TILE_SAMPLES, values // (x.shape[0] * x.shape[1])) // MOST_FOLDED * MOST_FOLDED
         average = torch.empty_like(x[..., start:stop], memory_format=torch.channels_last)
         for tile_start, tile_stop in equal_windows(start, stop, size, MOST_FOLDED):
             first, last = with_halo(tile_start, tile_stop, self.block_halo, x.shape[-1])
