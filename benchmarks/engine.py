@@ -33,11 +33,11 @@ SHORT_SONGS = 20
 def print_tables(spec: ModelSpec, repeats: int) -> None:
     maker = InProcess(spec)
     print(f"up to {maker.engine.calibration.max_tokens} tokens share a forward\n")
-    _print_stages(maker, repeats)
-    _print_mix(maker, repeats)
-    _print_repeated_prompt(spec, repeats)
+    print_stages(maker, SONGS, repeats)
+    print_mix(maker, repeats)
+    print_repeated_prompt(spec, repeats)
     _print_short_among_long(maker)
-    _print_decoding(maker, repeats)
+    print_decoding(maker, repeats)
 
 
 class InProcess:
@@ -67,9 +67,10 @@ class InProcess:
         return encoded - started, timings.diffusion_s, timings.decode_s, time.perf_counter() - generated
 
 
-def _print_stages(maker: InProcess, repeats: int) -> None:
+def print_stages(maker: InProcess, songs: Sequence[tuple[float, int]], repeats: int) -> None:
+    """Single songs of so many seconds and steps, stage by stage."""
     rows = []
-    for duration_s, steps in SONGS:
+    for duration_s, steps in songs:
         params = replace(BASE, duration_s=duration_s, steps=steps)
         maker.make(params)  # the first run of a shape pays for allocations
         taken = [maker.make(params) for _ in range(repeats)]
@@ -79,7 +80,7 @@ def _print_stages(maker: InProcess, repeats: int) -> None:
     print_table("One song at a time", columns, rows)
 
 
-def _print_mix(maker: InProcess, repeats: int) -> None:
+def print_mix(maker: InProcess, repeats: int) -> None:
     """The same eight requests, one after the other and together, in turn; decoding costs the same in both."""
     requests = [
         replace(BASE, prompt=f"{BASE.prompt}, take {seed}", duration_s=duration_s, steps=steps, seed=seed)
@@ -138,7 +139,7 @@ def _error(found: Song, expected: Song) -> float:
     return float(np.linalg.norm(found.latents - expected.latents) / np.linalg.norm(expected.latents))
 
 
-def _print_repeated_prompt(spec: ModelSpec, repeats: int) -> None:
+def print_repeated_prompt(spec: ModelSpec, repeats: int) -> None:
     """Encoding prompt and lyrics to a context: new ones, and the same with another seed."""
     maker = InProcess(spec)
 
@@ -197,7 +198,7 @@ def _print_short_among_long(maker: InProcess) -> None:
     print_table("Short songs among long ones", columns, rows)
 
 
-def _print_decoding(maker: InProcess, repeats: int) -> None:
+def print_decoding(maker: InProcess, repeats: int) -> None:
     """Seconds of decoding 20 s of random latents."""
     engine = maker.engine
     latents = torch.randn(8, 16, 215, generator=torch.Generator().manual_seed(0))

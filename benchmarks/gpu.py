@@ -14,27 +14,21 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
 
-import numpy as np
 import torch
 
 from acestep_engine.batch import Share
-from acestep_engine.conditioning import Conditioning
 from acestep_engine.decode import decode_latents
-from acestep_engine.devices import describe_device, pick_device, pick_dtype, synchronize
+from acestep_engine.devices import describe_device, pick_device, synchronize
 from acestep_engine.engine import Engine
-from acestep_engine.model.autoencoder import MusicAutoencoder, build_dcae, build_vocoder
 from acestep_engine.model.config import TransformerConfig
-from acestep_engine.model.mel import LogMel, MelConfig
-from acestep_engine.model.transformer import Transformer
 from acestep_engine.params import GenerationParams, ModelSpec, latent_frames
 from acestep_engine.requests import Failed, Finished, Inputs
 from acestep_engine.tasks.state import Query
+from benchmarks.random_weights import GOLDEN, LYRIC_TOKENS, PROMPT_TOKENS, any_conditioning, random_engine
 from benchmarks.tables import print_table
 
-MANIFEST = Path(__file__).parent.parent / "tests" / "golden" / "manifest-v1-3.5b.json"
-PROMPT_TOKENS, LYRIC_TOKENS = 64, 300  # with the speaker 365 tokens of context
+MANIFEST = GOLDEN / "manifest-v1-3.5b.json"
 DURATIONS_S = (30.0, 60.0, 240.0)
 ROWS = (1, 2, 4, 8)
 CALLERS = (1, 4, 16, 64)
@@ -66,24 +60,6 @@ def main() -> None:
     _print_traffic(engine, peak)
 
 
-def random_engine(manifest: dict[str, dict[str, Any]], spec: ModelSpec, device: torch.device) -> Engine:
-    """An engine of the manifest's sizes, all weights random, made on the device."""
-    dtype = pick_dtype(spec.precision, device)
-    with torch.device("meta"):
-        transformer = Transformer(TransformerConfig.from_json(manifest["ace_step_transformer"]["config"]))
-    dcae = build_dcae(manifest["music_dcae_f8c8"]["config"])
-    vocoder = build_vocoder(manifest["music_vocoder"]["config"])
-    generator = torch.Generator(device=device).manual_seed(0)
-    for module in (transformer, dcae, vocoder):
-        module.to_empty(device=device).to(dtype).eval().requires_grad_(False)
-        for parameter in module.parameters():
-            fan_in = max(1, parameter.numel() // max(1, len(parameter))) if parameter.dim() > 1 else 2500
-            parameter.normal_(std=fan_in**-0.5, generator=generator)
-    transformer.fold()
-    mel = LogMel(MelConfig.from_dict(manifest["music_vocoder"]["config"]))
-    return Engine(spec, transformer, MusicAutoencoder(dcae, vocoder, mel, device, dtype), device)
-
-
 def forward_flop(config: TransformerConfig, tokens: int, context: int) -> float:
     """Arithmetic of one forward of one row with keys and values of its context kept: two per multiplication."""
     dim, inner = config.dim, config.num_attention_heads * config.attention_head_dim
@@ -99,7 +75,7 @@ def _print_forwards(engine: Engine, peak: float) -> None:
     for duration_s in DURATIONS_S:
         frames = latent_frames(duration_s)
         latents = torch.randn(8, 16, frames, device=engine.device)
-        context = engine.contexts.build(replace(SONG, guidance_scale=1.0), _conditioning(engine))
+        context = engine.contexts.build(replace(SONG, guidance_scale=1.0), any_conditioning(engine))
         floor_s = forward_flop(engine.transformer.config, frames, 1 + PROMPT_TOKENS + LYRIC_TOKENS) / peak
         for count in ROWS:
             shares = [Share((Query(latents, 500.0, 0),), context)] * count
@@ -112,8 +88,8 @@ def _print_song(engine: Engine, peak: float) -> None:
     rows = []
     for steps in (27, 60):
         params = replace(SONG, steps=steps)
-        engine.generate(params, Inputs(_conditioning(engine)))
-        songs = [engine.generate(params, Inputs(_conditioning(engine))) for _ in range(REPEATS)]
+        engine.generate(params, Inputs(any_conditioning(engine)))
+        songs = [engine.generate(params, Inputs(any_conditioning(engine))) for _ in range(REPEATS)]
         denoising = median(song.timings.diffusion_s for song in songs)
         decoding = median(song.timings.decode_s for song in songs)
         floor_s = _song_floor_s(engine, params, peak)
@@ -159,14 +135,14 @@ def _turned(caller: int) -> Sequence[tuple[float, int]]:
 def _serve(engine: Engine, requests: Sequence[Sequence[GenerationParams]]) -> None:
     waiting = [list(of_one) for of_one in requests]
     for caller, of_one in enumerate(waiting):
-        engine.add(str(caller), of_one.pop(0), Inputs(_conditioning(engine)))
+        engine.add(str(caller), of_one.pop(0), Inputs(any_conditioning(engine)))
     while engine.busy:
         for event in engine.step():
             if isinstance(event, Failed):
                 raise event.error
             of_caller = waiting[int(event.request_id)]
             if isinstance(event, Finished) and of_caller:
-                engine.add(event.request_id, of_caller.pop(0), Inputs(_conditioning(engine)))
+                engine.add(event.request_id, of_caller.pop(0), Inputs(any_conditioning(engine)))
 
 
 def _song_floor_s(engine: Engine, params: GenerationParams, peak: float) -> float:
@@ -174,14 +150,6 @@ def _song_floor_s(engine: Engine, params: GenerationParams, peak: float) -> floa
     rows = params.steps + int(params.steps * 0.75) - int(params.steps * 0.25)
     frames = latent_frames(params.duration_s)
     return rows * forward_flop(engine.transformer.config, frames, 1 + PROMPT_TOKENS + LYRIC_TOKENS) / peak
-
-
-def _conditioning(engine: Engine) -> Conditioning:
-    """Anything of the usual size; the same each time, so that it is encoded once."""
-    config, random = engine.transformer.config, np.random.default_rng(0)
-    text = random.standard_normal((PROMPT_TOKENS, config.text_embedding_dim)).astype(np.float32)
-    ids = random.integers(1, config.lyric_encoder_vocab_size, LYRIC_TOKENS)
-    return Conditioning(text, None, ids, np.ones_like(ids))
 
 
 def _measured_peak(device: torch.device, dtype: torch.dtype) -> float:

@@ -78,11 +78,11 @@ def _print_callers(client: httpx.Client, spec: ModelSpec, repeats: int, lanes: L
     """Callers that ask for the next song as soon as they have one, over HTTP and of an engine here, in turn."""
     maker, rows = InProcess(spec, lanes=lanes), []
     for callers in CALLERS:
-        _one_song_each(client, callers, callers)
+        one_song_each(client, callers, callers)
         taken: list[float] = []
         there_s, here_s = [], []
         for _ in range(repeats):
-            song_s, all_s = _one_song_each(client, callers, SONGS_PER_TURN * callers)
+            song_s, all_s = one_song_each(client, callers, SONGS_PER_TURN * callers)
             taken += song_s
             there_s.append(all_s)
             here_s.append(_in_process(maker, callers, SONGS_PER_TURN * callers))
@@ -96,7 +96,7 @@ def _print_callers(client: httpx.Client, spec: ModelSpec, repeats: int, lanes: L
     print_table(title, columns, rows)
 
 
-def _one_song_each(client: httpx.Client, callers: int, songs: int) -> tuple[list[float], float]:
+def one_song_each(client: httpx.Client, callers: int, songs: int) -> tuple[list[float], float]:
     """Seconds of each song, and of all."""
     with concurrent.futures.ThreadPoolExecutor(callers) as pool:
         started = time.perf_counter()
@@ -242,8 +242,8 @@ def request_body(params: GenerationParams) -> dict[str, object]:
 
 
 @contextmanager
-def running_server(spec: ModelSpec) -> Iterator[str]:
-    """`acestep-serve` on a free port, with folders of its own; answers its URL once it is ready."""
+def running_server(spec: ModelSpec, replicas: int = 1) -> Iterator[str]:
+    """`acestep-serve` on a free port, with folders of its own; answers its URL once all its Generators are ready."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -252,26 +252,28 @@ def running_server(spec: ModelSpec) -> Iterator[str]:
         config.write_text(
             "applications:\n- name: ace-step\n  import_path: serve_app.app:build_app\n"
             f"  args:\n    model: {spec.path}\n    state_dir: {folder}/state\n    output_dir: {folder}/outputs\n"
+            f"    generator: {{ min_replicas: {replicas}, max_replicas: {replicas} }}\n"
         )
         command = [sys.executable, "-m", "serve_app.cli", "--config", str(config)]
         with open(Path(folder) / "log", "w") as log:
             server = subprocess.Popen([*command, "--host", "127.0.0.1", "--port", str(port)], stdout=log, stderr=log)
             try:
                 url = f"http://127.0.0.1:{port}"
-                _wait_until_ready(url, server, Path(folder) / "log")
+                _wait_until_ready(url, replicas, server, Path(folder) / "log")
                 yield url
             finally:
                 server.send_signal(signal.SIGTERM)
                 server.wait(timeout=60)
 
 
-def _wait_until_ready(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
+def _wait_until_ready(url: str, replicas: int, server: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
         if server.poll() is not None:
             raise RuntimeError(f"the server ended with {server.returncode}:\n{log.read_text()[-2000:]}")
         try:
-            if httpx.get(f"{url}/health").status_code == 200:
+            health = httpx.get(f"{url}/health")
+            if health.status_code == 200 and health.json()["replicas"] == replicas:
                 return
         except httpx.TransportError:
             pass

@@ -1,0 +1,41 @@
+"""The benchmarks still run; what they say is for people."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.__main__ import PARTS
+from benchmarks.tables import percentile, print_table
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_a_percentile_of_few_values_is_the_nearest_above() -> None:
+    values = [float(value) for value in range(20, 0, -1)]
+    assert [percentile(values, percent) for percent in (5, 50, 95, 96, 100)] == [1.0, 10.0, 19.0, 20.0, 20.0]
+
+
+def test_a_table_is_markdown(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table("Songs", ("audio", "s"), [("10 s", 0.12345)])
+    assert capsys.readouterr().out == "### Songs\n\n| audio | s     |\n|-------|-------|\n| 10 s  | 0.123 |\n\n"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1_200)
+@pytest.mark.parametrize("part", PARTS)
+def test_every_part_prints_its_tables(part: str) -> None:
+    assert "\n### " in _printed("benchmarks", "--only", part, "--repeats", "1")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_script_for_a_gpu_runs_on_a_cpu() -> None:
+    manifest = ROOT / "tests" / "golden" / "manifest-tiny.json"
+    printed = _printed("benchmarks.gpu", "--manifest", str(manifest), "--device", "cpu")
+    assert printed.count("\n### ") == 4
+
+
+def _printed(*command: str) -> str:
+    return subprocess.run([sys.executable, "-m", *command], check=True, cwd=ROOT, text=True, stdout=subprocess.PIPE).stdout
