@@ -41,7 +41,11 @@ def test_the_script_for_a_gpu_runs_on_a_cpu(
     monkeypatch.setattr(gpu, "SONG", replace(gpu.SONG, duration_s=5.0))
     monkeypatch.setattr(sys, "argv", ["gpu", "--manifest", str(golden / "manifest-tiny.json"), "--device", "cpu"])
     gpu.main()
-    assert capsys.readouterr().out.count("### ") == 4
+    printed = capsys.readouterr().out
+    rows = [line for line in printed.splitlines() if line.startswith("| ")]
+    assert printed.count("### ") == 4
+    assert len(rows) == 4 + 2 + 2 + 1 + 1  # heads; forwards, songs, decoding, traffic
+    assert not any(wrong in row for row in rows for wrong in ("nan", "inf", "-"))
 
 
 def _printed(*command: str) -> str:

@@ -62,7 +62,7 @@ class TimeConv(nn.Conv1d):
     def _folded_weight(self) -> Tensor:
         """The same convolution on groups of samples (folded * C_out, folded * C_in, taps): its answers to impulses.
 
-        A tenth of a millisecond, and so not kept: training changes the weights in place.
+        Less than a tenth of a millisecond, and so not kept: training changes the weights in place.
         """
         reach = -(-self.margin // self.folded)  # groups on either side that a group sees
         # each value of one group alone (folded * C_in, C_in, folded), among groups of silence
