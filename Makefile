@@ -19,7 +19,7 @@ serve: $(STAMP)  ## Start the server on port 8019
 	$(BIN)/acestep-serve
 
 test: $(STAMP)  ## Run the tests, without the slow campaigns
-	$(BIN)/python -m pytest -m 'not slow and not gpu and not browser' --ignore=tests/faults
+	$(BIN)/python -m pytest -m 'not slow and not gpu' --ignore=tests/faults
 	$(BIN)/python -m pytest tests/faults  # by itself: it kills all that its process has started
 
 test-all: $(STAMP)  ## Run every test this machine can run

@@ -16,6 +16,8 @@ LARGEST_MMAP_THRESHOLD = 2**25
 THREAD_HEAP_BYTES = 2**26
 KEPT_BYTES = 2**30
 
+# What a CPU's allocator, cuBLAS and cuDNN say.
+OUT_OF_MEMORY_WORDS = ("DefaultCPUAllocator: ", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 UNITS_AHEAD = 2  # enough that the GPU never waits for the host
 
 
@@ -41,6 +43,13 @@ def free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def as_out_of_memory(error: Exception) -> Exception:
+    """The same error, or torch.OutOfMemoryError if it says by its text only that memory ran out."""
+    if isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY_WORDS):
+        return error if isinstance(error, torch.OutOfMemoryError) else torch.OutOfMemoryError(str(error))
+    return error
 
 
 def synchronize(device: torch.device) -> None:

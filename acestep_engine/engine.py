@@ -1,6 +1,5 @@
 """The loop that makes songs: many requests at once, which join and leave between any two forwards."""
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -10,10 +9,10 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from acestep_engine import tasks
 from acestep_engine.adapters import AdapterLoader, AdapterShelf
 from acestep_engine.audio import SourceAudio
 from acestep_engine.batch import Batch
+from acestep_engine.begin import Beginner
 from acestep_engine.calibrate import (
     Calibration,
     compiling_pays,
@@ -22,29 +21,22 @@ from acestep_engine.calibrate import (
 )
 from acestep_engine.checkpoint import TRANSFORMER, check_folder
 from acestep_engine.context import ContextBuilder
-from acestep_engine.decode import OVERLAPPED_OVER_S, Decoding, check_latents
-from acestep_engine.devices import Pacer, free_memory, pick_device, pick_dtype
+from acestep_engine.decode import OVERLAPPED_OVER_S, Decoding
+from acestep_engine.devices import Pacer, as_out_of_memory, free_memory, pick_device, pick_dtype
 from acestep_engine.errors import Cancelled, EngineError
 from acestep_engine.lanes import Lanes
 from acestep_engine.live_request import LiveRequest, Unit
 from acestep_engine.model.autoencoder import MusicAutoencoder
 from acestep_engine.model.transformer import Transformer
 from acestep_engine.offload import Residency
-from acestep_engine.params import (
-    MAX_DURATION_S,
-    AdapterLimits,
-    GenerationParams,
-    ModelSpec,
-    Progress,
-    latent_frames,
-)
-from acestep_engine.requests import Event, Failed, Finished, Inputs, Latents, Moved, Song, songs_of
+from acestep_engine.params import AdapterLimits, GenerationParams, ModelSpec, Progress
+from acestep_engine.requests import Event, Failed, Finished, Inputs, Moved, Song, songs_of
+from acestep_engine.room import Room, is_paused
 from acestep_engine.schedule import Demand, Scheduler
 from acestep_engine.tasks.state import TaskState
 
-UNBOUNDED = sys.maxsize
 DEFAULT_ADAPTER_LIMITS = AdapterLimits()
-ATTEMPTS_ALONE = 2  # of a unit that runs out of memory although nobody shares it
+ATTEMPTS_ALONE = 2  # of what runs out of memory although nobody shares it, before it waits for others to leave
 
 
 class Engine:
@@ -77,6 +69,7 @@ class Engine:
         self._residency = Residency(device, enabled=spec.cpu_offload)
         self.batch = Batch(transformer, device, self.dtype)
         self.contexts = ContextBuilder(transformer, device, self.dtype)
+        self._beginner = Beginner(transformer, autoencoder, self.contexts, self._residency, device)
         loader = AdapterLoader(transformer.config, device, self.dtype)
         self.adapters = AdapterShelf(loader, adapter_limits, self._adapters_in_use)
         if spec.torch_compile or (spec.torch_compile is None and self._compiling_pays()):
@@ -89,7 +82,7 @@ class Engine:
         self._lanes: Lanes[Unit] = lanes or Lanes()
         self._running: dict[str, Demand] = {}  # of those in a unit that runs, or that ran and is not settled
         self._requests: dict[str, LiveRequest] = {}  # in order of arrival
-        self._most_begun = UNBOUNDED  # requests at a time, since one found no memory beside so many
+        self._room = Room()
 
     @classmethod
     def load(
@@ -191,58 +184,63 @@ class Engine:
         return {one.adapter.digest for one in weighted if one is not None}
 
     def _begin_waiting(self) -> list[Event]:
-        """Begin those that wait; after one whose source had to be encoded, others get their turn.
+        """Begin those that wait, the most urgent first; of those whose source is to be encoded one a step.
 
         One that finds no memory beside others waits, and all behind it, until there are fewer of them.
         """
-        events: list[Event] = []
+        begun = self._begun()
+        self._room.note(begun)
+        # Those that paused after their last forward, and need not any more.
+        through = [one for one in begun if one.is_denoised and one.decoding is None and not is_paused(one, len(begun))]
+        events = [event for one in through for event in self._lanes.call(partial(self._begin_decoding, one))]
+        if self._is_decoding_only(begun):
+            return events
+        encoded = False
         waiting = [request for request in self._requests.values() if request.task is None]
-        begun = len(self._requests) - len(waiting)
-        if begun == 0:
-            self._most_begun = UNBOUNDED
-        for request in waiting:
-            if begun >= self._most_begun:
+        for request in sorted(waiting, key=lambda request: -request.priority):
+            if not self._room.has_place(len(begun)):
                 break
+            encodes = isinstance(request.inputs.source, SourceAudio)
+            if encodes and encoded:
+                continue
+            encoded |= encodes
             failure = self._try_to_begin(request)
-            if isinstance(failure, torch.OutOfMemoryError) and begun > 0:
-                self._most_begun = begun
-                free_memory()
-                break
+            if isinstance(failure, torch.OutOfMemoryError):
+                if begun:
+                    self._room.was_too_small(len(begun))
+                    break
+                failure = self._try_to_begin(request)  # all that can be has been freed
             if failure is not None:
                 del self._requests[request.request_id]
                 events.append(Failed(request.request_id, failure))
                 continue
-            begun += 1
             events += self._report([request])
-            if request.inputs.source is not None:
-                break
+            begun = self._begun()
+        self._room.note(begun)
         return events
+
+    def _begun(self) -> list[LiveRequest]:
+        return [request for request in self._requests.values() if request.task is not None]
+
+    def _is_decoding_only(self, begun: Sequence[LiveRequest]) -> bool:
+        """With offload, a song that is being decoded is finished first: moving the models to and fro costs more."""
+        return self._residency.enabled and any(
+            one.decoding is not None and not is_paused(one, len(begun)) for one in begun
+        )
 
     def _try_to_begin(self, request: LiveRequest) -> Exception | None:
         """What went wrong with this request, if anything did."""
         try:
-            self._lanes.call(partial(self._begin, request))
+            self._lanes.call(partial(self._beginner.begin, request))
         except torch.AcceleratorError:
             raise
         except (EngineError, RuntimeError, IndexError) as error:  # also of conditioning that does not fit the model
-            return error.with_traceback(None)
-        return None
-
-    @torch.inference_mode()
-    def _begin(self, request: LiveRequest) -> None:
-        request.began_at = time.perf_counter()
-        source = request.inputs.source
-        latents = self._encode_source(source) if isinstance(source, SourceAudio) else _known_latents(source)
-        task = tasks.begin(request.params, latents, self.device)
-        with self._residency.use(self.transformer):
-            request.contexts = self.contexts.of_request(request.params, request.inputs, request.adapter)
-        request.task = task
-
-    def _encode_source(self, source: SourceAudio) -> Tensor:
-        """Latents (8, 16, T) of the source; what is past the longest song is left out."""
-        samples = source.samples[:, : int(MAX_DURATION_S * source.sample_rate_hz)]
-        with self._residency.use(self.autoencoder):
-            return self.autoencoder.encode(torch.tensor(samples), source.sample_rate_hz)
+            failure = as_out_of_memory(error).with_traceback(None)
+        else:
+            return None
+        if isinstance(failure, torch.OutOfMemoryError):
+            self._free_memory()
+        return failure
 
     def _next_units(self) -> list[Unit]:
         """For the lanes that have none."""
@@ -259,12 +257,15 @@ class Engine:
 
     def _demands(self) -> list[Demand]:
         """What everybody asks for, in order of arrival."""
-        begun = [request for request in self._requests.values() if request.task is not None]
-        if self._residency.enabled and any(request.decoding is not None for request in begun):
-            # A song that is being decoded is finished first: moving the models to and fro costs more than a song.
-            begun = [request for request in begun if request.decoding is not None]
+        begun = self._begun()
+        decoding_only = self._is_decoding_only(begun)
         per_frame = self.calibration.tokens_per_decoded_frame
-        return [self._running.get(one.request_id) or one.demand(per_frame) for one in begun]
+        demands = []
+        for one in begun:
+            held = is_paused(one, len(begun)) or (decoding_only and one.decoding is None)
+            if not one.is_denoised or one.decoding is not None:
+                demands.append(self._running.get(one.request_id) or one.demand(per_frame, held=held))
+        return demands
 
     @torch.inference_mode()
     def _run(self, unit: Unit) -> Unit:
@@ -277,7 +278,7 @@ class Engine:
                 with self._residency.use(self.autoencoder):
                     unit.audio = unit.decoding.advance()
         except Exception as error:  # noqa: BLE001  it is told, or raised, when the unit is settled
-            unit.failure = error
+            unit.failure = as_out_of_memory(error)
         return unit
 
     @torch.inference_mode()
@@ -290,7 +291,7 @@ class Engine:
                 raise failure
             return self._recover(unit, requests, failure.with_traceback(None))  # it holds the tensors of this unit
         for request in requests:
-            request.out_of_memory = 0
+            request.out_of_memory, request.too_many = 0, None
         if unit.decoding is not None:
             return [event for request in requests for event in self._heard(request, unit.decoding, unit.audio)]
         for request, task in zip(unit.requests, unit.advanced, strict=True):
@@ -312,25 +313,31 @@ class Engine:
         """Tell how far they are, and begin to decode those that are through."""
         events: list[Event] = []
         for request in requests:
-            task = request.task
-            assert task is not None
             events.append(Moved(request.request_id, request.diffusion()))
-            if task.forwards_done == task.forwards:
-                events += self._begin_decoding(request, task)
+            if request.is_denoised:
+                request.denoised_at = time.perf_counter()
+                request.contexts = ()  # their keys and values are not needed any more
+                self.batch.forget_packings()
+                events += self._begin_decoding(request)
         return events
 
-    def _begin_decoding(self, request: LiveRequest, task: TaskState) -> list[Event]:
-        request.denoised_at = time.perf_counter()
+    @torch.inference_mode()
+    def _begin_decoding(self, request: LiveRequest) -> list[Event]:
+        assert request.task is not None
         overlapped = self.spec.overlapped_decode and request.params.duration_s > OVERLAPPED_OVER_S
-        try:
-            with self._residency.use(self.autoencoder):
-                request.decoding = Decoding(self.autoencoder, task.latents, overlapped=overlapped)
-        except (EngineError, torch.OutOfMemoryError) as error:
-            self.abort(request.request_id)
-            return [Failed(request.request_id, error.with_traceback(None))]
-        request.contexts = ()  # their keys and values are not needed any more
-        self.batch.forget_packings()
-        return [Moved(request.request_id, request.decoding_progress())]
+        for _ in range(ATTEMPTS_ALONE):
+            try:
+                with self._residency.use(self.autoencoder):
+                    request.decoding = Decoding(self.autoencoder, request.task.latents, overlapped=overlapped)
+                return [Moved(request.request_id, request.decoding_progress())]
+            except (EngineError, RuntimeError) as error:
+                failure = as_out_of_memory(error).with_traceback(None)
+            if isinstance(failure, torch.AcceleratorError):
+                raise failure
+            if not isinstance(failure, torch.OutOfMemoryError):
+                break
+            self._free_memory()
+        return self._give_up(request, failure)
 
     def _heard(self, request: LiveRequest, decoding: Decoding, audio: Tensor | None) -> list[Event]:
         """Tell what a window answered, and the end after the last."""
@@ -352,22 +359,35 @@ class Engine:
         self.batch.forget_packings()
         exhausted = isinstance(failure, torch.OutOfMemoryError)
         if exhausted:
-            free_memory()
+            self._free_memory()
         if len(unit.requests) == 1:
-            return [event for request in requests for event in self._give_up(request, failure)]
+            return [event for request in requests for event in self._try_again_or_give_up(request, failure)]
         if exhausted:
             while self.scheduler.max_tokens >= unit.cost and self.scheduler.shrink():
                 pass
             return []
         return [event for request in requests for event in self._retry_alone(request)]
 
-    def _give_up(self, request: LiveRequest, failure: RuntimeError) -> list[Event]:
+    def _try_again_or_give_up(self, request: LiveRequest, failure: RuntimeError) -> list[Event]:
         """After its own unit failed; memory may be short for a moment only."""
         request.out_of_memory += 1
         if isinstance(failure, torch.OutOfMemoryError) and request.out_of_memory < ATTEMPTS_ALONE:
             return []
+        return self._give_up(request, failure)
+
+    def _give_up(self, request: LiveRequest, failure: Exception) -> list[Event]:
+        """Unless it only needs the memory of others: then it waits for one of them to leave."""
+        if isinstance(failure, torch.OutOfMemoryError) and self._room.pause(request, self._begun()):
+            request.out_of_memory = 0
+            return []
         self.abort(request.request_id)
         return [Failed(request.request_id, failure)]
+
+    def _free_memory(self) -> None:
+        """Give back what nobody needs now: what was kept for the next time, too."""
+        self.batch.forget_packings()
+        self.adapters.clear_unused()
+        free_memory()
 
     def _retry_alone(self, request: LiveRequest) -> list[Event]:
         """The forward of one of those whose shared forward failed, so that only whose fault it was fails."""
@@ -379,12 +399,3 @@ class Engine:
             return False
         with self._residency.use(self.transformer):
             return compiling_pays(self.batch, self.device)
-
-
-def _known_latents(source: Latents | None) -> Tensor | None:
-    """Raises LatentShapeError, NumericalError."""
-    if source is None:
-        return None
-    latents = torch.tensor(source)
-    check_latents(latents)
-    return latents[..., : latent_frames(MAX_DURATION_S)]

@@ -48,7 +48,7 @@ class AudioTooLargeError(RequestError):
 
 
 class LatentShapeError(RequestError):
-    """Latents are not (B, 8, 16, T) with T >= 1."""
+    """Latents are not (8, 16, T) with T >= 1."""
 
 
 class CheckpointError(EngineError):

@@ -33,6 +33,11 @@ class LiveRequest:
     denoised_at: float = 0.0
     heard_at: float | None = None  # when its first audio was there
     out_of_memory: int = 0  # times in a row that it did not fit, alone
+    too_many: int | None = None  # requests that had begun when it last did not fit: beside so many it pauses
+
+    @property
+    def is_denoised(self) -> bool:
+        return self.task is not None and self.task.forwards_done == self.task.forwards
 
     def shares(self) -> list[Share]:
         """What it brings to a forward: queries to the same context side by side."""
@@ -40,17 +45,17 @@ class LiveRequest:
         grouped = groupby(self.task.queries(), key=lambda query: query.context)
         return [Share(tuple(queries), self.contexts[context]) for context, queries in grouped]
 
-    def demand(self, tokens_per_decoded_frame: float) -> Demand:
-        """What it asks of the device next."""
+    def demand(self, tokens_per_decoded_frame: float, *, held: bool = False) -> Demand:
+        """What it asks of the device next; `held` if it may not have it yet."""
         decoding, task = self.decoding, self.task
         if decoding is not None:
             frames = decoding.next_frames, decoding.frames_left
             cost, work = (max(1, round(one * tokens_per_decoded_frame)) for one in frames)
-            return Demand(self.request_id, "decode", cost, max(cost, work), self.priority)
+            return Demand(self.request_id, "decode", cost, max(cost, work), self.priority, held)
         assert task is not None
         width = task.latents.shape[-1]
         work = task.rows_left * width + round(width * tokens_per_decoded_frame)
-        return Demand(self.request_id, "forward", task.rows * width, work, self.priority)
+        return Demand(self.request_id, "forward", task.rows * width, work, self.priority, held)
 
     def diffusion(self) -> Progress:
         """How many of its forwards are done."""

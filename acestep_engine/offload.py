@@ -30,7 +30,12 @@ class Residency:
         if self.enabled and self._resident is not module:
             if self._resident is not None:
                 self._resident.to(CPU)
+                self._resident = None
                 torch.cuda.empty_cache()  # what this one needs next
+            try:
+                module.to(self.device)
+            except Exception:
+                module.to(CPU)  # for want of memory a part of it is there
+                raise
             self._resident = module
-            module.to(self.device)
         yield

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Literal
 
+UNITS_TO_GROW = 500  # seconds to minutes
 MOST_TIMES_THE_COST = 8  # a guided song of 30 s has six times the tokens of an unguided one of 10 s
 
 
@@ -20,7 +21,7 @@ MOST_TIMES_THE_COST = 8  # a guided song of 30 s has six times the tokens of an 
 class Demand:
     """What one request asks for. `cost`: tokens of its next unit, at least 1; `work`: of all it has left, that one too.
 
-    A higher `priority` runs first.
+    A higher `priority` runs first. `held`: it may not have its next unit yet, and only keeps its place.
     """
 
     request_id: str
@@ -28,6 +29,7 @@ class Demand:
     cost: int
     work: int
     priority: int = 0
+    held: bool = False
 
 
 class Scheduler:
@@ -53,7 +55,8 @@ class Scheduler:
             raise ValueError(f"max_tokens is {max_tokens}, must be at least 1")
         if not 0 < oldest_share <= 1:
             raise ValueError(f"oldest_share is {oldest_share}, must be over 0 and at most 1")
-        self.max_tokens = max_tokens
+        self.max_tokens = self._most_tokens = max_tokens
+        self._units = 0  # since the budget last changed
         self.oldest_share = oldest_share
         self._oldest_id: str | None = None
         self._credit = 0.0  # tokens owed to that request
@@ -64,16 +67,17 @@ class Scheduler:
         """The ids of those that do the next unit: forwards to share, or a single decode window.
 
         `demands` are all requests in order of arrival, at least one, each id once. The unit counts as done: call once
-        for each.
+        for each. Nobody is chosen if all are held.
 
         Where up to `lanes` units run side by side, each has its part of the requests at most, and `running` are the ids
         of those whose units run now. Nobody is chosen if the device is better left to these, because the next one is of
         a lower priority or much larger, or if one forward is so large that it needs the whole device.
         """
+        self._grow()
         oldest = demands[0]
         if oldest.request_id != self._oldest_id:
             self._oldest_id, self._credit = oldest.request_id, 0.0
-        free = [demand for demand in demands if demand.request_id not in running]
+        free = [demand for demand in demands if demand.request_id not in running and not demand.held]
         beside = [demand for demand in demands if demand.request_id in running]
         due = self._credit >= oldest.cost and oldest in free
         ranked = sorted(free, key=lambda demand: _rank(demand, ahead=due and demand is oldest))
@@ -90,12 +94,19 @@ class Scheduler:
     def shrink(self) -> bool:
         """After out of memory: halve `max_tokens`. False if it is 1, where all run alone already.
 
-        It does not grow again: what did not fit once would fail again, at the cost of a unit for all in it.
+        It doubles after every `UNITS_TO_GROW` units, up to what it was at first: others may have held the memory. If
+        they did not, that costs all in it a unit in so many.
         """
+        self._units = 0
         if self.max_tokens == 1:
             return False
         self.max_tokens //= 2
         return True
+
+    def _grow(self) -> None:
+        self._units += 1
+        if self._units > UNITS_TO_GROW and self.max_tokens < self._most_tokens:
+            self.max_tokens, self._units = min(2 * self.max_tokens, self._most_tokens), 1
 
     def _suits(self, demand: Demand, beside: Sequence[Demand], *, due: bool) -> bool:
         """Whether its unit may slow down those that run."""

@@ -1,6 +1,6 @@
-"""Print the benchmark tables. Every ratio is taken in this run, alternating, and quoted as a median.
+"""Print the benchmark tables: medians, and ratios of what was taken in this run.
 
-Run it with `make bench`, or `python -m benchmarks --help`.
+Run it with `make bench`, or a part of it with `python -m benchmarks --only PART`.
 """
 
 import argparse
@@ -27,7 +27,7 @@ PARTS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="make bench", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", default=str(NANO_PATH), help="a checkpoint folder (the bundled one)")
     parser.add_argument("--repeats", type=int, default=5, help="measurements of each figure (5)")
     parser.add_argument("--only", choices=PARTS, help="one of the parts")

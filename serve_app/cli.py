@@ -42,8 +42,11 @@ environment:
   ACE_OUTPUT_DIR        where songs are saved (./outputs)
   LOG_LEVEL             DEBUG, INFO, WARNING or ERROR (INFO)
   CUDA_VISIBLE_DEVICES  which GPUs may be used, as CUDA numbers them
-  ACESTEP_ADMIN_KEY     the key for /initialize; without it that route is off
-  RAY_ADDRESS           a running Ray cluster to serve on; without it one is started on this machine
+  ACESTEP_ADMIN_KEY     the key for /initialize and for changing /loras; without it these are off
+  ACESTEP_CALLBACK_SECRET  what signs callbacks; without it they are not signed
+  HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE  where and as whom `download` fetches; 1 forbids it
+  RAY_ADDRESS           a running Ray cluster to serve on; without it one is started on this machine. Where Serve runs
+                        there already, its own host and port stay
   RAY_AUTH_MODE         token: Ray's own ports and its dashboard ask for the token that `ray get-auth-token` prints
                         (so unless you set this); disabled: they ask for none, and whoever reaches them can run code
 
@@ -123,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="a checkpoint folder, or the folder that v1-3.5b is kept in or downloaded to",
     )
-    _add_switch(parser, "download", "fetch v1-3.5b first if it is not there")
+    _add_switch(parser, "download", "fetch v1-3.5b first if it is the model and not there (`auto` wants a GPU for it)")
     _add(
         parser,
         "device_id",
@@ -342,10 +345,11 @@ def _banner(url: str, health: Mapping[str, Any], dashboard_url: str | None) -> s
     notice = [f"  note       {health['notice']}"] if health.get("notice") else []
     token = "  (its token: ray get-auth-token)" if os.environ.get("RAY_AUTH_MODE") == "token" else ""
     dashboard = [f"  dashboard  http://{dashboard_url}{token}"] if dashboard_url else []
+    place = f"on {health['device']}" if health["device"] else "(loaded when the first job comes)"
     lines = [
         "",
         "ACE-Step is ready.",
-        f"  model      {health['model']} on {health['device']}",
+        f"  model      {health['model']} {place}",
         *notice,
         f"  API        {url}/docs",
         *dashboard,

@@ -229,9 +229,9 @@ class LyricsRequest(BaseModel):
 
 
 class InitializeRequest(BaseModel):
-    """Which model to run, and how. What is left out stays as the server is configured."""
+    """Which model to run, and how. What is left out stays as it is."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra={"example": {"checkpoint_path": "nano"}})
 
     checkpoint_path: Text = Field(
         "", max_length=1_024, description="A configured checkpoint, by name or folder. Empty: the current one."

@@ -38,7 +38,7 @@ class TaskState(Protocol):
 
     @property
     def latents(self) -> Tensor:
-        """(8, 16, T), in the model's precision; the song, once all forwards are done."""
+        """(8, 16, T), float32; the song, once all forwards are done."""
 
     @property
     def forwards_done(self) -> int: ...

@@ -39,10 +39,14 @@ async def index(request: Request) -> Response:
     "/health", summary="Whether the service is ready", response_model=None, responses={200: HEALTH, 503: HEALTH}
 )
 async def health(request: Request) -> Response:
-    """200 and `healthy` once a model is loaded; 503 and `starting` before, `unreachable` without the job manager."""
-    status = await service_of(request).watch.latest(HEALTH_WAIT_S)
+    """200 and `healthy` once a model is loaded; 503 and `starting` before, `unreachable` without the job manager.
+
+    Where no replica needs to be there (`generator.min_replicas: 0`), 200 and `idle` until a job has brought one up.
+    """
+    service = service_of(request)
+    status = await service.watch.latest(HEALTH_WAIT_S)
     body = {
-        "status": "unreachable" if status is None else "healthy" if status.loaded else "starting",
+        "status": _state(status, may_be_idle=service.settings.generator.min_replicas == 0),
         "pipeline_loaded": status is not None and status.loaded,
         "model": status.model if status else None,
         "notice": status.notice if status else None,
@@ -51,9 +55,17 @@ async def health(request: Request) -> Response:
         "queue_size": status.queue_size if status else 0,
         "version": request.app.version,
     }
-    if body["pipeline_loaded"]:
+    if body["status"] in ("healthy", "idle"):
         return JSONResponse(body)
     return JSONResponse(body, 503, {"Retry-After": str(RETRY_SOON_S)})
+
+
+def _state(status: ServiceStatus | None, *, may_be_idle: bool) -> str:
+    if status is None:
+        return "unreachable"
+    if status.loaded:
+        return "healthy"
+    return "idle" if may_be_idle else "starting"
 
 
 @router.get("/sample_data", summary="An idea to start from", response_model=None, responses={200: SAMPLE})

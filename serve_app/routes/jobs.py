@@ -37,7 +37,8 @@ async def result(request: Request, request_id: str) -> Response:
 
     `Accept: application/json` or `?format=json` answers its parameters instead, `application/zip` or `?format=zip` all
     songs with their parameters, `multipart/mixed` or `?format=multipart` all songs as parts.
-    400 with `Retry-After` while the job has not ended, 409 when it ended without music.
+    400 with `Retry-After` while the job has not ended, 409 when it ended without music, 410 when its music is no
+    longer kept.
     """
     known, index = known_form(request_id), song_index(request)
     kind = wanted(request, "audio", "json", "zip", "multipart")
@@ -59,7 +60,8 @@ async def stream(request: Request, request_id: str) -> Response:
     chunks together are the file of `/result`. `?index=` says which song of a batch, 0 is the first.
 
     Waits for the first audio while the job waits or runs; 400 with `Retry-After` if none has come for as long as the
-    server waits, 409 if the job ended without music. Should it fail later, the connection breaks before the end.
+    server waits, 409 if the job ended without music, 410 if it is no longer kept. Should it fail later, the connection
+    breaks before the end.
     """
     return await stream_song(request, known_form(request_id), song_index(request))
 

@@ -16,7 +16,7 @@ from acestep_engine.context import ContextBuilder
 from acestep_engine.decode import check_finite
 from acestep_engine.errors import LatentShapeError, NumericalError, ParameterError
 from acestep_engine.model.packing import Context, Packing
-from acestep_engine.requests import Inputs, songs_of
+from acestep_engine.requests import Finished, Inputs, songs_of
 from tests.engine.small import conditioning, small_autoencoder, small_engine, small_transformer
 from tests.engine.wishes import (
     KINDS,
@@ -166,6 +166,46 @@ def test_a_song_that_does_not_fit_alone_fails_alone() -> None:
     assert_as_alone(songs_of(run(engine, {"large": large})), {"large": large})  # there is room again
 
 
+def test_a_song_that_fits_alone_waits_for_the_memory_of_others() -> None:
+    """Its forwards find no room as long as anybody else has begun; who comes meanwhile does not take their place."""
+    engine, large, late = small_engine(), Wish(replace(PARAMS, duration_s=8.0), priority=1), KINDS["usual"]
+
+    def look(packing: Packing) -> None:
+        begun = sum(request.task is not None for request in engine._requests.values())
+        if begun > 1 and packing.tokens > 100:
+            raise torch.OutOfMemoryError("others hold it")
+
+    expected = {name: alone(wish) for name, wish in (KINDS | {"large": large, "late": late}).items()}
+    with before_forwards(look):
+        for name, wish in (KINDS | {"large": large}).items():
+            wish.add_to(engine, name)
+        events = [event for _ in range(3) for event in engine.step()]
+        late.add_to(engine, "late")
+        events += drain(engine)
+    assert failures(events) == {}
+    found = songs_of(events)
+    assert found.keys() == expected.keys()
+    for name, song in found.items():
+        assert_same(song, expected[name])
+    finished = [event.request_id for event in events if isinstance(event, Finished)]
+    assert finished.index("large") < finished.index("late")
+
+
+def test_who_has_nobody_to_wait_for_but_those_that_wait_themselves_fails() -> None:
+    engine, wish = small_engine(), KINDS["usual"]
+
+    def look(packing: Packing) -> None:
+        if sum(request.task is not None for request in engine._requests.values()) > 1:
+            raise torch.OutOfMemoryError("others hold it")
+
+    with before_forwards(look):
+        wish.add_to(engine, "one")
+        wish.add_to(engine, "other")
+        events = drain(engine)
+    assert len(failures(events)) == 1  # one pauses; the other has nobody to wait for
+    assert len(songs_of(events)) == 1
+
+
 def test_memory_that_is_short_for_a_moment_fails_nobody() -> None:
     """More often than a request may fail to fit alone, but never twice in a row."""
     engine, wish, forwards = small_engine(), KINDS["usual"], iter(range(1000))
@@ -271,6 +311,47 @@ def test_a_song_that_cannot_be_decoded_fails_alone(
     assert found.keys() == expected.keys()
     for name, song in found.items():
         assert_same(song, expected[name])
+
+
+def test_a_song_whose_decoding_finds_no_room_beside_others_is_decoded_when_they_have_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    expected = {name: alone(wish) for name, wish in KINDS.items()}
+    engine, codec = small_engine(), small_autoencoder()
+    act = codec.latents_to_image
+
+    def refuse(latents: torch.Tensor) -> torch.Tensor:
+        if sum(request.task is not None for request in engine._requests.values()) > len(KINDS) - 2:
+            raise torch.OutOfMemoryError("others hold it")
+        return act(latents)
+
+    monkeypatch.setattr(codec, "latents_to_image", refuse)
+    for name, wish in KINDS.items():
+        wish.add_to(engine, name)
+    events = [event for _ in range(2) for event in engine.step()]
+    for name in list(KINDS)[:2]:
+        engine.abort(name)
+    events += drain(engine)
+    assert failures(events) == {}
+    found = songs_of(events)
+    assert found.keys() == expected.keys() - set(list(KINDS)[:2])
+    for name, song in found.items():
+        assert_same(song, expected[name])
+
+
+def test_an_allocator_that_says_so_by_its_text_only_is_out_of_memory_too() -> None:
+    trouble = [RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")]
+
+    def look(packing: Packing) -> None:
+        if trouble:
+            raise trouble.pop()
+
+    engine = small_engine()
+    with before_forwards(look):
+        events = run(engine, KINDS)
+    assert failures(events) == {}
+    assert engine.scheduler.max_tokens < 1000
+    assert_as_alone(songs_of(events), KINDS)
 
 
 def test_audio_that_does_not_fit_is_a_failure_not_a_silence(monkeypatch: pytest.MonkeyPatch) -> None:

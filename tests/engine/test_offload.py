@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch import nn
 
@@ -38,3 +39,24 @@ def test_a_cpu_moves_nothing() -> None:
     module = Counted(1, 1)
     with Residency(torch.device("cpu"), enabled=True).use(module):
         assert module.moves == 0
+
+
+class HalfMoved(Counted):
+    """Runs out of memory half on its way to the device, the first time."""
+
+    def to(self, device: torch.device) -> "HalfMoved":  # type: ignore[override]
+        self.moves += 1
+        self.weight = nn.Parameter(torch.empty_like(self.weight, device=device))
+        if device == META and self.moves == 1:
+            raise torch.OutOfMemoryError("no room for the bias")
+        return self
+
+
+def test_a_module_that_found_no_memory_is_back_on_the_cpu_and_moved_again() -> None:
+    module, residency = HalfMoved(1, 1), Residency(META, enabled=True)
+    module.bias = None
+    with pytest.raises(torch.OutOfMemoryError), residency.use(module):
+        pass
+    assert (module.moves, device_of(module)) == (2, "cpu")
+    with residency.use(module):
+        assert (module.moves, device_of(module)) == (3, "meta")

@@ -1,13 +1,13 @@
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from acestep_engine.schedule import MOST_TIMES_THE_COST, Demand, Scheduler
+from acestep_engine.schedule import MOST_TIMES_THE_COST, UNITS_TO_GROW, Demand, Scheduler
 
 Choose = Callable[..., tuple[str, ...]]  # of demands; in lanes also of those that run
 
@@ -66,6 +66,15 @@ def test_a_decode_window_runs_alone() -> None:
 def test_a_decode_window_joins_nobody() -> None:
     demands = [forward("short", 100, 100), decode("window", 100, 200), forward("long", 100, 900)]
     assert Scheduler(1000).choose(demands) == ("short", "long")
+
+
+def test_who_is_held_keeps_its_place_and_its_credit() -> None:
+    scheduler = Scheduler(1000, oldest_share=0.5)
+    oldest, window = forward("oldest", 900, 9000), decode("window", 900, 9000, priority=1)
+    held = replace(oldest, held=True)
+    assert [scheduler.choose([held, window]) for _ in range(4)] == [("window",)] * 4
+    assert scheduler.choose([held]) == ()
+    assert scheduler.choose([oldest, window]) == ("oldest",)
 
 
 # Units side by side
@@ -200,6 +209,26 @@ def test_shrinking_halves_the_budget_until_all_run_alone() -> None:
     assert [scheduler.shrink() for _ in range(3)] == [True, True, False]
     assert scheduler.max_tokens == 1
     assert scheduler.choose([forward("a", 1, 1), forward("b", 1, 2)]) == ("a",)
+
+
+def test_the_budget_grows_back_to_what_it_was() -> None:
+    scheduler, demands = Scheduler(1000), [forward("one", 1, 10**6)]
+    scheduler.shrink()
+    scheduler.shrink()
+    grown = []
+    for _ in range(4 * UNITS_TO_GROW):
+        scheduler.choose(demands)
+        grown.append(scheduler.max_tokens)
+    assert [grown.count(tokens) for tokens in (250, 500, 1000)] == [UNITS_TO_GROW, UNITS_TO_GROW, 2 * UNITS_TO_GROW]
+
+
+def test_a_budget_that_shrinks_again_waits_as_long_again() -> None:
+    scheduler, demands = Scheduler(1000), [forward("one", 1, 10**6)]
+    scheduler.shrink()
+    turns(scheduler, demands, UNITS_TO_GROW)
+    scheduler.shrink()
+    turns(scheduler, demands, UNITS_TO_GROW)
+    assert scheduler.max_tokens == 250
 
 
 @pytest.mark.parametrize("max_tokens", [0, -1])

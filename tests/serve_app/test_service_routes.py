@@ -45,6 +45,16 @@ async def test_health_is_503_while_no_model_is_loaded(connect: Connect, settings
     assert response.headers["retry-after"]
 
 
+async def test_health_is_idle_and_no_error_where_no_replica_needs_to_be_there(
+    connect: Connect, settings: Settings, jobs: MemoryJobs
+) -> None:
+    jobs.loaded = False
+    none = settings.model_copy(update={"generator": settings.generator.model_copy(update={"min_replicas": 0})})
+    client = await connect(none)
+    response = await client.get("/health")
+    assert (response.status_code, response.json()["status"], response.json()["pipeline_loaded"]) == (200, "idle", False)
+
+
 async def test_health_does_not_wait_for_a_job_manager_that_never_answers(
     connect: Connect, settings: Settings, jobs: MemoryJobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
