@@ -198,7 +198,7 @@ class Engine:
         encoded = False
         waiting = [request for request in self._requests.values() if request.task is None]
         for request in sorted(waiting, key=lambda request: -request.priority):
-            if not self._room.has_place(len(begun)):
+            if not self._room.has_place(begun):
                 break
             encodes = isinstance(request.inputs.source, SourceAudio)
             if encodes and encoded:
@@ -224,9 +224,8 @@ class Engine:
 
     def _is_decoding_only(self, begun: Sequence[LiveRequest]) -> bool:
         """With offload, a song that is being decoded is finished first: moving the models to and fro costs more."""
-        return self._residency.enabled and any(
-            one.decoding is not None and not is_paused(one, len(begun)) for one in begun
-        )
+        decoding = (one for one in begun if one.decoding is not None and not is_paused(one, len(begun)))
+        return self._residency.enabled and any(decoding)
 
     def _try_to_begin(self, request: LiveRequest) -> Exception | None:
         """What went wrong with this request, if anything did."""

@@ -11,17 +11,17 @@ UNBOUNDED = sys.maxsize
 class Room:
     """How many requests there is memory for, as far as is known from those that found none.
 
-    A request whose unit does not fit, not even alone, pauses until fewer have begun than when it failed. Meanwhile no
-    other begins in the place of those that leave.
+    A request whose unit does not fit, not even alone, pauses until fewer have begun than when it failed. Nobody begins
+    until it has had its unit, and then only as many as leave room.
     """
 
     def __init__(self) -> None:
         self._most_begun = UNBOUNDED
         self._begun = 0
 
-    def has_place(self, begun: int) -> bool:
-        """Whether one more may begin beside so many."""
-        return begun < self._most_begun
+    def has_place(self, begun: Sequence[LiveRequest]) -> bool:
+        """Whether one more may begin beside these."""
+        return len(begun) < self._most_begun and not any(_was_paused(one) for one in begun)
 
     def note(self, begun: Sequence[LiveRequest]) -> None:
         """Those that have begun. Where some have left since the last time, one more than found room may be tried."""

@@ -20,6 +20,8 @@ def test_every_stage_reads_what_an_earlier_one_writes(tmp_path: Path) -> None:
         named = dict(zip(stage.arguments[::2], stage.arguments[1::2], strict=True))
         read = {"autoencoder": {"--data"}, "vocoder": {"--data", "--through"}, "latents": {"--autoencoder"}}
         assert {named[option] for option in read.get(stage.module, set())} <= written
+        if stage.module == "transformer":
+            assert {f"{named['--data']}/train", f"{named['--data']}/held-out"} <= written
         written |= {named[option] for option in ("--out", "--data") if option in named}
 
 

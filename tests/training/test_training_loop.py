@@ -1,6 +1,7 @@
 """A run of training is logged, stops when it is told to, and goes on where it stopped."""
 
 import json
+import math
 import os
 import signal
 from collections.abc import Mapping
@@ -25,6 +26,21 @@ class InterruptedTrainer(AutoencoderTrainer):
         if step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
         return super().step(step, progress)
+
+
+class DivergingTrainer(AutoencoderTrainer):
+    """A trainer whose third step is no number."""
+
+    def step(self, step: int, progress: float) -> Mapping[str, float]:
+        return dict(super().step(step, progress)) | ({"gradient": math.nan} if step == 2 else {})
+
+
+class ExportCounter(AutoencoderTrainer):
+    exports = 0
+
+    def export(self, folder: Path) -> None:
+        self.exports += 1
+        super().export(folder)
 
 
 def trainer(recorded: Path, kind: type[AutoencoderTrainer] = AutoencoderTrainer) -> AutoencoderTrainer:
@@ -62,6 +78,33 @@ def test_after_a_run_signals_do_what_they_did_before(recorded: Path, tmp_path: P
 
 def test_a_signal_in_the_last_step_leaves_nothing_to_go_on_with(recorded: Path, tmp_path: Path) -> None:
     assert train(trainer(recorded, InterruptedTrainer), tmp_path, Plan(steps=3)) == 3
+
+
+def test_a_plan_that_is_done_changes_nothing_and_a_longer_one_goes_on(recorded: Path, tmp_path: Path) -> None:
+    train(trainer(recorded), tmp_path, Plan(steps=2))
+    lines = logged(tmp_path)
+    again = ExportCounter(SMALL_DCAE, SETTINGS, training_recordings(recorded), held_out_recordings(recorded))
+    assert train(again, tmp_path, Plan(steps=2)) == 2
+    assert (again.exports, logged(tmp_path)) == (0, lines)
+    assert train(again, tmp_path, Plan(steps=3)) == 3
+    assert again.exports == 1
+
+
+def test_weights_that_were_not_written_are_written_by_the_next_run(recorded: Path, tmp_path: Path) -> None:
+    train(trainer(recorded), tmp_path, Plan(steps=2))
+    (tmp_path / "exported.json").unlink()  # as if it had been killed right before
+    again = ExportCounter(SMALL_DCAE, SETTINGS, training_recordings(recorded), held_out_recordings(recorded))
+    assert train(again, tmp_path, Plan(steps=2)) == 2
+    assert again.exports == 1
+
+
+def test_a_run_that_diverges_ends_and_saves_nothing_of_it(recorded: Path, tmp_path: Path) -> None:
+    train(trainer(recorded), tmp_path, Plan(steps=2))
+    state = (tmp_path / "state.pt").read_bytes()
+    with pytest.raises(SystemExit, match="step 2 diverged"):
+        train(trainer(recorded, DivergingTrainer), tmp_path, Plan(steps=6))
+    assert (tmp_path / "state.pt").read_bytes() == state
+    assert train(trainer(recorded), tmp_path, Plan(steps=3)) == 3
 
 
 def test_losses_and_marks_are_logged_as_lines_of_json(recorded: Path, tmp_path: Path) -> None:

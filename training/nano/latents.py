@@ -4,8 +4,10 @@
 """
 
 import argparse
+import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -17,6 +19,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
+from acestep_engine.checkpoint import AUTOENCODER
 from acestep_engine.devices import keep_freed_memory
 from acestep_engine.model.autoencoder import LATENT_CHANNELS, LATENT_HEIGHT, SAMPLES_PER_LATENT
 from acestep_engine.model.mel import LogMel, MelConfig
@@ -28,6 +31,7 @@ from training.nano.words import caption
 
 CAPTIONS = 12  # of each piece, to draw from
 SHARD_PIECES = 50
+MADE_WITH = "autoencoder.sha256"
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,8 @@ class LatentClips:
     def __init__(self, folder: Path) -> None:
         self._pieces: list[npt.NDArray[np.float16]] = []
         self._notes: list[dict[str, Any]] = []
+        note = folder / MADE_WITH
+        self._autoencoder = note.read_text() if note.exists() else ""
         for file in sorted(folder.glob("*.npy")):
             self._pieces += list(np.load(file))
             self._notes += json.loads(file.with_suffix(".json").read_text())
@@ -87,12 +93,32 @@ class LatentClips:
         for index in range(len(self)):
             yield from self.captions(index)
 
+    @property
+    def autoencoder(self) -> str:
+        """Which one they were encoded with: the digest of its weights."""
+        return self._autoencoder
+
+
+def stay_with(autoencoder: str, folder: Path) -> None:
+    """Note in `folder` which autoencoder its content comes from. Exits with a sentence if that was another one."""
+    note = folder / MADE_WITH
+    if note.exists() and note.read_text() != autoencoder:
+        sys.exit(
+            f"{folder} comes from another autoencoder, which has been trained again since: remove it to make it anew"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    note.write_text(autoencoder)
+
 
 def make_latents(autoencoder: Path, shards: list[Shard]) -> None:
-    """Render and encode the shards that are missing, in a process of one thread per core."""
+    """Render and encode the shards that are missing, in a process of one thread per core.
+
+    Exits with a sentence if those that are there were encoded with another autoencoder.
+    """
     missing = [shard for shard in shards if not shard.latents.exists()]
-    for folder in {shard.folder for shard in missing}:
-        folder.mkdir(parents=True, exist_ok=True)
+    (weights,) = (autoencoder / AUTOENCODER).glob("*.safetensors")
+    for folder in {shard.folder for shard in shards}:
+        stay_with(hashlib.sha256(weights.read_bytes()).hexdigest(), folder)
     jobs = [(autoencoder, shard) for shard in missing]
     with get_context("spawn").Pool(len(os.sched_getaffinity(0))) as pool:
         for done, shard in enumerate(pool.imap_unordered(_make_shard, jobs), 1):

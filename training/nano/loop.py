@@ -1,11 +1,13 @@
 """What every trainer here shares: a loop that logs, saves, stops when it is told to, and goes on where it stopped.
 
-A step depends only on its number and on the state before it: its random numbers come from `step_generator`, so a run
-that was interrupted ends with the same weights as one that was not.
+A step depends only on its number, on the share of the plan that is done, and on the state before it: its random
+numbers come from `step_generator`. So a run of so many steps that was interrupted ends with the same weights as one
+that was not. In one of so many minutes the share is of time, in which the first steps compile, after each interruption.
 """
 
 import argparse
 import json
+import math
 import os
 import signal
 import sys
@@ -23,7 +25,7 @@ import torch
 from acestep_engine.devices import keep_freed_memory
 from training.nano.team import Team
 
-STATE_FILE, LOG_FILE = "state.pt", "log.jsonl"
+STATE_FILE, LOG_FILE, EXPORTED_FILE = "state.pt", "log.jsonl", "exported.json"
 ALONE = Team()
 
 
@@ -77,7 +79,9 @@ def train(trainer: Trainer, folder: Path, plan: Plan, team: Team = ALONE) -> int
 
     State, log and exported weights lie in `folder`, and an earlier run's state is gone on from. In a team all go on and
     stop with its first member, which alone writes. After SIGTERM or SIGINT they are written as well, and the process
-    ends with the status of one that the signal ended.
+    ends with the status of one that the signal ended. A plan that was done before changes nothing.
+
+    Exits with a sentence, and saves nothing, once a loss is not finite.
     """
     folder.mkdir(parents=True, exist_ok=True)
     keep_freed_memory()
@@ -90,14 +94,20 @@ def train(trainer: Trainer, folder: Path, plan: Plan, team: Team = ALONE) -> int
     step, trained_s = 0, 0.0
     if state is not None:
         trainer.load_state_dict(state["trainer"])
-        step, trained_s = state["step"], state["trained_s"]
+        step, trained_s = int(state["step"]), float(state["trained_s"])
+        if _progress(plan, step, trained_s) >= 1 and _exported_step(folder) == step:
+            print(f"all {step} steps were taken before", flush=True)
+            return step
         print(f"going on from step {step}, after {trained_s / 60:.1f} minutes", flush=True)
     losses = _Means()
     saved_at = time.monotonic()
     with _stop_on_signal() as stopping:
         while (progress := team.follow_first(1.0 if stopping else _progress(plan, step, trained_s))) < 1:
             began = time.monotonic()
-            losses.add(trainer.step(step, progress))
+            of_step = trainer.step(step, progress)
+            if not all(map(math.isfinite, of_step.values())):
+                sys.exit(f"step {step} diverged: {dict(of_step)}; {folder} keeps the state of an earlier one")
+            losses.add(of_step)
             step += 1
             trained_s += time.monotonic() - began
             if team.rank > 0:
@@ -114,6 +124,7 @@ def train(trainer: Trainer, folder: Path, plan: Plan, team: Team = ALONE) -> int
         _save(folder, trainer, step, trained_s)
         with _uncompiled():
             trainer.export(folder)
+        (folder / EXPORTED_FILE).write_text(json.dumps({"step": step}))
         _log(folder, step, trained_s, _judge(trainer))
     if stopping and _progress(plan, step, trained_s) < 1:
         sys.exit(128 + stopping[0])
@@ -189,6 +200,15 @@ def _uncompiled() -> AbstractContextManager[None]:
 
 def _progress(plan: Plan, step: int, trained_s: float) -> float:
     return max(step / plan.steps, trained_s / (60 * plan.minutes))
+
+
+def _exported_step(folder: Path) -> int | None:
+    """How many steps the exported weights have been trained for; None if there are none."""
+    file = folder / EXPORTED_FILE
+    if not file.exists():
+        return None
+    step: int = json.loads(file.read_text())["step"]
+    return step
 
 
 def _save(folder: Path, trainer: Trainer, step: int, trained_s: float) -> None:

@@ -26,7 +26,7 @@ from acestep_engine.model.config import TransformerConfig
 from acestep_engine.model.packing import Context, pack
 from acestep_engine.model.transformer import Transformer
 from acestep_engine.text_encoder import build_umt5
-from training.nano.latents import LatentClips
+from training.nano.latents import LatentClips, stay_with
 from training.nano.loop import (
     ALONE,
     add_plan,
@@ -249,8 +249,10 @@ def main() -> None:
     clips, held_out = LatentClips(options.data / "train"), LatentClips(options.data / "held-out")
     team = join_team()
     folder = options.out / TEXT_ENCODER
-    if team.rank == 0 and not (folder / "tokenizer.json").exists():
-        save_tokenizer(train_tokenizer(clips.all_captions()), folder)
+    if team.rank == 0:
+        stay_with(clips.autoencoder, options.out)
+        if not (folder / "tokenizer.json").exists():
+            save_tokenizer(train_tokenizer(clips.all_captions()), folder)
     team.follow_first(0.0)  # until the tokenizer is there
     tokenizer = AutoTokenizer.from_pretrained(folder)
     device = pick_device(options.device)

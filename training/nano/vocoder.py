@@ -246,7 +246,8 @@ def main() -> None:
     device = pick_device(options.device)
     through = None if options.through is None else load_dcae(options.through).to(device)
     recordings = training_recordings(options.data, device), held_out_recordings(options.data, device)
-    settings = Settings(segments=options.scale * Settings.segments)
+    (segments, frames), scale = Settings.backbone, options.scale
+    settings = Settings(segments=scale * Settings.segments, backbone=(scale * segments, frames))
     trainer = VocoderTrainer(CONFIG, settings, *recordings, through)
     trainer.compile()
     train(trainer, options.out, plan_of(options))

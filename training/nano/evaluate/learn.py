@@ -3,6 +3,7 @@
 import hashlib
 import math
 import multiprocessing
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
@@ -31,7 +32,11 @@ WORKERS = 2
 BATCH = 64
 PICTURE_FRAMES = 192  # a training crop, 4.5 s
 PROBE_SEEDS = (FIRST_SEED, FIRST_SEED + 1)
-LEARNED_WITH = ("spectra.py", "classify.py", "keys.py", "drums.py", "learn.py")
+LEARNED_FROM = (
+    *(f"evaluate/{name}.py" for name in ("spectra", "classify", "keys", "drums", "learn")),
+    *(f"{name}.py" for name in ("compose", "piece", "words", "render", "effects")),
+    *("score/*.py", "instruments/*.py"),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +69,9 @@ def load_judges(work: Path, pieces: int = PIECES, tell: Callable[[str], None] = 
     for line in examine(judges, exam):
         tell(line)
     work.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in nets.state_dict().items()}, path)
+    partial = path.with_suffix(f".{os.getpid()}")
+    save_file({name: tensor.contiguous() for name, tensor in nets.state_dict().items()}, partial)
+    partial.replace(path)
     tell(f"the judges were ready in {time.perf_counter() - started:.0f} s")
     return judges
 
@@ -145,12 +152,14 @@ def _workers() -> ProcessPoolExecutor:
 
 
 def _digest() -> str:
-    """Of how two pieces sound and of the sources of what is learned: a change of any of them calls for new judges."""
+    """Of how two pieces sound and of the sources of what is heard and learned: a change of any calls for new judges."""
     found = hashlib.sha256()
     for seed in PROBE_SEEDS:
         found.update(render(compose(seed, Wish(duration_s=PIECE_S))).tobytes())
-    for name in LEARNED_WITH:
-        found.update((Path(__file__).parent / name).read_bytes())
+    here = Path(__file__).parent
+    for pattern in LEARNED_FROM:
+        for source in sorted(here.parent.glob(pattern)):
+            found.update(source.read_bytes())
     return found.hexdigest()[:12]
 
 

@@ -15,12 +15,12 @@ LOUD_DB = -50.0  # under full scale: softer frames are not judged
 def tonal_to_noise_db(audio: Audio) -> float:
     """The power of spectral peaks over that of their neighbourhoods, in dB: the median of frames louder than -50 dB.
 
-    White noise has about -15 dB, a chord of sines over 40 dB. NaN if all is softer.
+    White noise has about -15 dB, a chord of sines over 40 dB. Minus infinity if all is softer.
     """
     power = magnitudes(audio, WINDOW, HOP)[band_rows(WINDOW, LOW_HZ, HIGH_HZ)].square()  # (F, T)
     power = power[:, 10 * power.sum(dim=0).log10() > LOUD_DB]
     if power.shape[1] == 0:
-        return float("nan")
+        return float("-inf")
     floor = _middle_around(power)
     peaks = torch.where(power > 10 ** (PEAK_DB / 10) * floor, power, 0.0).sum(dim=0)
     ratio = (peaks + 1e-12) / (floor.sum(dim=0) + 1e-12)
