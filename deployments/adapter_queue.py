@@ -46,8 +46,11 @@ class AdapterQueue(Generic[C]):
 
     @property
     def has_news(self) -> bool:
-        """Whether a loading has ended since the last `advance`."""
-        return self._loading is not None and self._loading.placed.done()
+        """Whether `advance` has something to do: a loading has ended, or none goes on for those that wait.
+
+        They may have waited for room, and the songs that took it may all have ended in one step.
+        """
+        return bool(self._waiting) if self._loading is None else self._loading.placed.done()
 
     def add(self, call: C) -> None:
         self._waiting.append(call)

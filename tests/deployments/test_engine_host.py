@@ -1,6 +1,7 @@
 """The thread of a replica's engine, and adapters that come beside its songs."""
 
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import replace
@@ -11,13 +12,15 @@ import pytest
 from acestep_engine.adapters import AdapterLoader
 from acestep_engine.checkpoint import NANO_PATH
 from acestep_engine.conditioning import Conditioning
+from acestep_engine.engine import Engine
 from acestep_engine.errors import AdapterChangedError
 from acestep_engine.lora import read_adapter
 from acestep_engine.model.config import read_transformer_config
 from acestep_engine.model.low_rank import PlacedAdapter
 from acestep_engine.params import Adapter, AdapterLimits, GenerationParams, ModelSpec
-from acestep_engine.requests import Finished, Inputs, Latents
+from acestep_engine.requests import Event, Finished, Inputs, Latents
 from deployments.engine_host import Call, EngineHost
+from deployments.failures import SharedStepError
 from tests.nano_lora import save_nano_lora
 
 SPEC = ModelSpec("nano", str(NANO_PATH))
@@ -101,6 +104,32 @@ def test_more_adapters_than_there_is_room_for_take_turns(host: EngineHost, adapt
     alone = {adapter.name: latents(submit(host, replace(SONG, steps=8), adapter)) for adapter in adapters}
     for adapter, song in zip(wanted, together, strict=True):
         assert [name for name, other in alone.items() if same(latents(song), other)] == [adapter.name]
+
+
+def test_who_waits_for_room_is_not_forgotten_when_all_songs_end_in_one_step(
+    host: EngineHost, adapters: list[Adapter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here because the step fails; two lanes may also finish two songs at once."""
+    step, running = Engine.step, threading.Event()
+
+    def fail_when_asked(engine: Engine) -> list[Event]:
+        if running.is_set():
+            running.clear()
+            raise RuntimeError("for all of them")
+        return step(engine)
+
+    monkeypatch.setattr(Engine, "step", fail_when_asked)
+    long = replace(SONG, steps=1_000)
+    songs = [submit(host, long, adapter) for adapter in adapters[:2]]
+    while not all(song.running() for song in songs):
+        time.sleep(0.01)
+    waiting = submit(host, SONG, adapters[2])
+    time.sleep(0.1)  # it is seen to have no room
+    running.set()
+    for song in songs:
+        with pytest.raises(SharedStepError):
+            song.result(TIMEOUT_S)
+    latents(waiting)
 
 
 def test_an_adapter_that_cannot_be_had_fails_its_songs_only(host: EngineHost, adapters: list[Adapter]) -> None:
