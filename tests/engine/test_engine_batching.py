@@ -360,3 +360,12 @@ def test_requests_of_the_same_schedule_share_their_timesteps_blocks() -> None:
     with runs_of(small_transformer().t_block) as calls:
         run(engine, {"later": KINDS["usual"]})
     assert calls == []
+
+
+def test_a_song_begins_beside_sources_that_are_still_to_be_encoded() -> None:
+    engine = small_engine()
+    for number in range(3):
+        KINDS["from audio"].add_to(engine, f"source {number}")
+    KINDS["usual"].add_to(engine, "short")
+    begun = {event.request_id for event in engine.step()}
+    assert begun == {"source 0", "short"}
