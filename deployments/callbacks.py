@@ -7,6 +7,7 @@ and the base64 of HMAC-SHA256 over `id.timestamp.body`.
 
 import asyncio
 import base64
+import binascii
 import hashlib
 import hmac
 import ipaddress
@@ -15,6 +16,7 @@ import re
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -28,6 +30,7 @@ TIMEOUT_S = 10.0  # for all of a delivery
 AT_ONCE = 8  # deliveries
 # After each delivery that failed; then it is given up. About a day in all.
 RETRY_DELAYS_S = (5.0, 30.0, 120.0, 600.0, 1_800.0, 7_200.0, 28_800.0, 43_200.0)
+SECRET_PREFIX = "whsec_"
 GONE = 410  # the receiver wants no more
 
 
@@ -74,7 +77,15 @@ def _matches(host: str, allowed: str) -> bool:
 def sign(secret: str, message_id: str, timestamp_s: int, body: bytes) -> str:
     """The `webhook-signature` of a message."""
     signed = f"{message_id}.{timestamp_s}.".encode() + body
-    return "v1," + base64.b64encode(hmac.digest(secret.encode(), signed, hashlib.sha256)).decode()
+    return "v1," + base64.b64encode(hmac.digest(_key_of(secret), signed, hashlib.sha256)).decode()
+
+
+def _key_of(secret: str) -> bytes:
+    """The bytes of a secret. Standard Webhooks writes them as base64 behind `whsec_`."""
+    if secret.startswith(SECRET_PREFIX):
+        with suppress(binascii.Error, ValueError):
+            return base64.b64decode(secret.removeprefix(SECRET_PREFIX), validate=True)
+    return secret.encode()
 
 
 class Sender:

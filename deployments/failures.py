@@ -41,6 +41,7 @@ class Failure:
 
 
 CANCELLED = Failure("cancelled", "Cancelled by user")
+CLIENT_LEFT = Failure("cancelled", "The client disconnected")
 EXPIRED = Failure("expired", "the result is no longer kept")
 STORAGE = Failure("storage", "the song could not be written: the server's disk is full or may not be written")
 SOURCE_LOST = Failure("storage", "the uploaded audio is no longer there")

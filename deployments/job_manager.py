@@ -21,7 +21,7 @@ from deployments.autoscaling import WANTED_SONGS
 from deployments.callbacks import CallbackRules
 from deployments.deliveries import Deliveries
 from deployments.events import EventLog
-from deployments.failures import CANCELLED, cause_of
+from deployments.failures import CANCELLED, CLIENT_LEFT, cause_of
 from deployments.fleet import Fleet
 from deployments.lease import LeaseTerms
 from deployments.live_jobs import LiveJob
@@ -203,11 +203,15 @@ class JobManager:
         """An audio file that was a source before. Raises SourceGoneError."""
         return await self._songs.upload(digest)
 
-    async def cancel(self, request_id: str) -> JobView:
-        """End a job that waits or runs; a cancelled one stays as it is. Raises JobNotFoundError, JobEndedError."""
+    async def cancel(self, request_id: str, client_left: bool = False) -> JobView:
+        """End a job that waits or runs; a cancelled one stays as it is. Raises JobNotFoundError, JobEndedError.
+
+        `client_left` says that the job ends because the client that waited for it is gone.
+        """
         job = self._jobs.get(request_id)
         if job is not None:
-            ending = Ending("cancelled", time.time(), error=CANCELLED.sentence, error_code=CANCELLED.code)
+            reason = CLIENT_LEFT if client_left else CANCELLED
+            ending = Ending("cancelled", time.time(), error=reason.sentence, error_code=reason.code)
             if await self._to_its_end(self._runner.end(job, ending)):
                 return self._view(job)
         view = await self._songs.view(request_id)

@@ -138,6 +138,22 @@ class SongResult:
     edition: str = ""  # of the file's bytes, for those who had begun to read it before
 
 
+def published_form(request: dict[str, Any], result: SongResult | None = None) -> dict[str, Any]:
+    """A request with what the published pipeline writes beside its songs, so that its interface can load it.
+
+    Posted again, it is the same request.
+    """
+    seeds = request.get("manual_seeds")
+    timings = {} if result is None else result.timings
+    names = {"diffusion": "diffusion_s", "latent2audio": "decode_s"}
+    return request | {
+        "actual_seeds": seeds if isinstance(seeds, list) else [seeds],
+        "oss_steps": request.get("oss_steps") or [],
+        "audio_path": None if result is None else result.audio_path,
+        "timecosts": {name: timings[ours] for name, ours in names.items() if ours in timings},
+    }
+
+
 @dataclass(frozen=True)
 class JobView:
     """A job as clients see it. Times are Unix seconds."""

@@ -11,7 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Container, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,16 @@ from safetensors.numpy import load_file, save
 
 from acestep_engine.params import AudioFormat
 from acestep_engine.requests import Latents
-from deployments.messages import ByteArray, EarlierSong, Source, SourceGoneError, Upload, request_of_song
+from deployments.messages import (
+    ByteArray,
+    EarlierSong,
+    SongResult,
+    Source,
+    SourceGoneError,
+    Upload,
+    published_form,
+    request_of_song,
+)
 from deployments.store.protocol import JobRow
 
 LATENTS_SUFFIX = ".safetensors"
@@ -188,13 +197,15 @@ class JobFiles:
         self._sidecar(name).unlink()
         return False
 
-    def save_song(self, row: JobRow, index: int) -> str:
-        """Fill a claimed file with a song and write its parameters beside it. What clients are told as its path."""
+    def save_song(self, row: JobRow, index: int, result: SongResult) -> str:
+        """Fill a claimed file with a song, write its parameters beside it, and return its path as clients read it."""
         name = row.output_paths[index]
+        path = f"{self._shown_output}/{name}"
         request = request_of_song(row.request_json, row.songs[index])
-        _write(self._sidecar(name), json.dumps(request, ensure_ascii=False, indent=2).encode())
+        published = published_form(request, replace(result, audio_path=path))
+        _write(self._sidecar(name), json.dumps(published, ensure_ascii=False, indent=2).encode())
         _write(self._output / name, self.read_audio(row.request_id, index, row.audio_format).data)
-        return f"{self._shown_output}/{name}"
+        return path
 
     def remove_output(self, name: str) -> None:
         """Give up a claimed file."""

@@ -5,7 +5,7 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext, suppress
 from typing import Any
 
@@ -291,14 +291,14 @@ class Runner:
         results = [song.result for song in job.songs if song.result is not None]
         if job.row.save_file:
             try:
-                paths = await self._save(job)
+                paths = await self._save(job, results)
             except OSError:
                 logger.exception("%s cannot be saved", job.row.request_id)
                 raise _Failed(STORAGE) from None
             results = [dataclasses.replace(one, audio_path=path) for one, path in zip(results, paths, strict=True)]
         return Ending("completed", time.time(), results=tuple(results))
 
-    async def _save(self, job: LiveJob) -> list[str]:
+    async def _save(self, job: LiveJob, results: Sequence[SongResult]) -> list[str]:
         """Copy the songs to the output folder: what clients are told as their paths. Raises OSError.
 
         The names are the same in each attempt, so that no song is published twice.
@@ -308,7 +308,8 @@ class Runner:
             names = await asyncio.to_thread(claim, job.row.audio_format, time.time(), len(job.songs))
             job.row = dataclasses.replace(job.row, output_paths=names)
             await until_stored(lambda: self._store.claim_outputs(job.row.request_id, names))
-        return [await asyncio.to_thread(self._files.save_song, job.row, song.index) for song in job.songs]
+        save = self._files.save_song
+        return [await asyncio.to_thread(save, job.row, index, result) for index, result in enumerate(results)]
 
     def _learn(self, row: JobRow) -> None:
         if row.started_at is not None and row.completed_at is not None:

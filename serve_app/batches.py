@@ -12,8 +12,9 @@ from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 
 from acestep_engine.audio import MEDIA_TYPES
-from deployments.messages import AudioFile, JobView, request_of_song
-from serve_app.responses import Kind, chunks, file_name
+from deployments.messages import AudioFile, JobView, published_form, request_of_song
+from serve_app.accept import Kind
+from serve_app.responses import chunks, file_name
 from serve_app.service import JobManagerClient, service_of
 
 
@@ -61,9 +62,13 @@ class _Pipe(io.RawIOBase):
 
 
 async def _zip(songs: AsyncIterator[AudioFile]) -> AsyncIterator[bytes]:
-    """Each song and the request that makes it alone, uncompressed: audio hardly gets smaller."""
+    """Each song and the request that makes it alone.
+
+    Audio hardly gets smaller, so it is deflated at level 0: readers that go forward only refuse entries that are stored
+    with their lengths behind them.
+    """
     pipe = _Pipe()
-    with zipfile.ZipFile(pipe, "w") as archive:
+    with zipfile.ZipFile(pipe, "w", zipfile.ZIP_DEFLATED, compresslevel=0) as archive:
         async for song in songs:
             name = file_name(song.view, song.index)
             entry = _entry(name, song.view)
@@ -73,13 +78,17 @@ async def _zip(songs: AsyncIterator[AudioFile]) -> AsyncIterator[bytes]:
                     file.write(chunk)
                     yield pipe.empty()
             asked = request_of_song(song.view.request_json, song.view.songs[song.index])
+            asked = published_form(asked, song.view.results[song.index])
             text = json.dumps(asked, ensure_ascii=False, indent=2)
             archive.writestr(_entry(f"{PurePath(name).stem}_input_params.json", song.view), text)
     yield pipe.empty()
 
 
 def _entry(name: str, view: JobView) -> zipfile.ZipInfo:
-    return zipfile.ZipInfo(name, time.gmtime(view.completed_at)[:6])
+    entry = zipfile.ZipInfo(name, time.localtime(view.completed_at)[:6])  # zip files have no time zone
+    entry.compress_type = zipfile.ZIP_DEFLATED
+    entry._compresslevel = 0  # type: ignore[attr-defined]  # zipfile takes the archive's level for names only
+    return entry
 
 
 async def _multipart(songs: AsyncIterator[AudioFile], boundary: str) -> AsyncIterator[bytes]:

@@ -56,7 +56,10 @@ class BackendFailedError(BackendError):
 
 
 class HttpProblem(Exception):
-    """An error as it is answered. `detail` is a sentence for a person, `code` a stable word for a program."""
+    """An error as it is answered. `detail` is a sentence for a person, `code` a stable word for a program.
+
+    `request_id` is that of the job which the error is about, where it is not that of the HTTP request.
+    """
 
     def __init__(
         self,
@@ -65,10 +68,11 @@ class HttpProblem(Exception):
         detail: str,
         errors: tuple[FieldProblem, ...] = (),
         headers: Mapping[str, str] | None = None,
+        request_id: str | None = None,
     ) -> None:
-        super().__init__(status, code, detail, errors, headers)
+        super().__init__(status, code, detail, errors, headers, request_id)
         self.status, self.code, self.detail = status, code, detail
-        self.errors, self.headers = errors, dict(headers or {})
+        self.errors, self.headers, self.request_id = errors, dict(headers or {}), request_id
 
 
 def too_large(what: str, limit_bytes: int) -> HttpProblem:
@@ -173,7 +177,15 @@ def job_problem(view: JobView) -> HttpProblem:
     """The answer of a route that waited for a job which then failed or was cancelled."""
     code = view.error_code or view.outcome or "generation_failed"
     code = "generation_failed" if code == "failed" else code
-    return HttpProblem(JOB_ERROR_STATUS.get(code, 500), code, f"no music was made: {job_error(view)}")
+    detail = f"no music was made: {job_error(view)}"
+    return HttpProblem(JOB_ERROR_STATUS.get(code, 500), code, detail, request_id=view.request_id)
+
+
+def wait_ended(view: JobView) -> HttpProblem:
+    """The answer of a route that promises audio and can wait no longer, although the job goes on."""
+    detail = f"the song is not made yet; its job goes on: ask /status/{view.request_id}, then /result/{view.request_id}"
+    headers = {"Retry-After": str(RETRY_SOON_S)}
+    return HttpProblem(504, "still_processing", detail, headers=headers, request_id=view.request_id)
 
 
 def problem_body(problem: HttpProblem, request_id: str) -> dict[str, Any]:
@@ -200,7 +212,7 @@ def request_id_of(request: Request) -> str:
 
 
 def problem_response(request: Request, problem: HttpProblem) -> JSONResponse:
-    body = problem_body(problem, request_id_of(request))
+    body = problem_body(problem, problem.request_id or request_id_of(request))
     return JSONResponse(body, problem.status, problem.headers, PROBLEM_MEDIA_TYPE)
 
 

@@ -2,15 +2,16 @@
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
-from pydantic import AfterValidator, BeforeValidator, ValidationInfo, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from acestep_engine.errors import ParameterError
 from acestep_engine.languages import LANGUAGES, parse_language
-from acestep_engine.params import MAX_DURATION_S, MAX_SEED, MAX_STEPS, AudioFormat
+from acestep_engine.params import MAX_DURATION_S, MAX_SEED, MAX_STEPS, AudioFormat, CfgType, SchedulerType
 from serve_app.printable import show
 
 MIN_DURATION_S = 1.0
@@ -18,7 +19,6 @@ MAX_SEEDS_LISTED = 64
 MAX_LISTED = 200  # entries of a list that are looked at
 LORA_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 NO_ADAPTER = "none"  # what lora_name_or_path says for none
-CONTEXT_FORM = "form"  # validation context: values are a form's strings, not JSON
 
 
 @dataclass(frozen=True)
@@ -45,85 +45,105 @@ def refuse(problem: str) -> PydanticCustomError:
     return PydanticCustomError("refused", "{problem}", {"problem": problem})
 
 
-def _form_text(value: object, info: ValidationInfo) -> str | None:
-    """The stripped string when it comes from a form; None where the value is JSON."""
-    from_form = bool(info.context and info.context.get(CONTEXT_FORM))
-    return value.strip() if from_form and isinstance(value, str) else None
+NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,4})?")
+INTEGER = re.compile(r"[+-]?[0-9]{1,20}")
+EXACT_FLOAT = 2.0**53  # up to here a float holds every whole number
 
 
-def number(value: object, info: ValidationInfo) -> float:
-    text = _form_text(value, info)
-    if text is None and (isinstance(value, bool) or not isinstance(value, int | float)):
+def number(value: object) -> float:
+    """Read a number, or a text that writes one. Raises PydanticCustomError for what is none, NaN or infinity."""
+    if isinstance(value, str):
+        text = value.strip()
+        if NUMBER.fullmatch(text) is None:
+            raise refuse(f"{show(value)} is not a number")
+        parsed = float(text)
+    elif isinstance(value, bool) or not isinstance(value, int | float):
         raise refuse(f"{show(value)} is not a number")
-    try:
-        parsed = float(text if text is not None else value)  # type: ignore[arg-type]
-    except (ValueError, OverflowError):
-        raise refuse(f"{show(value)} is not a number this service can hold") from None
+    else:
+        try:
+            parsed = float(value)
+        except OverflowError:
+            raise refuse(f"{show(value)} is not a number this service can hold") from None
     if not math.isfinite(parsed):
         raise refuse(f"{show(value)} is not a finite number")
     return parsed
 
 
-def whole(value: object, info: ValidationInfo) -> int:
+def whole(value: object) -> int:
+    """Read a whole number: 42, 42.0, "42", "4.2e1". Raises PydanticCustomError for what is none."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value
-    parsed = number(value, info)
+    if isinstance(value, str) and INTEGER.fullmatch(value.strip()):
+        return int(value)  # exact, where a float of 17 digits and more is not
+    parsed = number(value)
     if not parsed.is_integer():
         raise refuse(f"{show(value)} is not a whole number")
+    if abs(parsed) > EXACT_FLOAT:
+        raise refuse(f"{show(value)} is too large to be exact in this form: write all of its digits, without a point")
     return int(parsed)
 
 
-FORM_FLAGS = {"true": True, "on": True, "yes": True, "1": True, "false": False, "off": False, "no": False, "0": False}
+FLAGS: Mapping[object, bool] = {
+    **dict.fromkeys(("true", "on", "yes", "1", 1), True),
+    **dict.fromkeys(("false", "off", "no", "0", 0), False),
+}
 
 
-def flag(value: object, info: ValidationInfo) -> bool:
-    if isinstance(value, bool):
-        return value
-    text = _form_text(value, info)
-    if text is None or text.lower() not in FORM_FLAGS:
+def flag(value: object) -> bool:
+    """Read a switch: true, 1, "true", "on", "yes", and their opposites. Raises PydanticCustomError for others."""
+    known = value.strip().lower() if isinstance(value, str) else value
+    if not isinstance(known, str | int | float) or known not in FLAGS:
         raise refuse(f"{show(value)} is neither true nor false")
-    return FORM_FLAGS[text.lower()]
+    return FLAGS[known]
 
 
 def lower(value: object) -> object:
     return value.strip().lower() if isinstance(value, str) else value
 
 
-BAD_CHARACTERS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")  # C0 and DEL, but not tab and line ends
+def format_name(value: object) -> object:
+    """Read a format as it is written in names of files too: "MP3", ".mp3"."""
+    name = lower(value)
+    return name.removeprefix(".") if isinstance(name, str) else name
+
+
+BAD_CHARACTERS = re.compile("[\x00-\x08\x0e-\x1f\x7f]")  # C0 and DEL, but not tab and the line ends
 
 
 def clean_text(text: str) -> str:
-    """The text as it came. Refuses control characters; tab, LF and CR may stay. (Pydantic refuses lone surrogates.)"""
+    """Refuse control characters but tab and line ends. The text stays as it came; pydantic refuses lone surrogates."""
     found = BAD_CHARACTERS.search(text)
     if found is not None:
         raise refuse(f"has the control character U+{ord(found[0]):04X} at position {found.start()}")
     return text
 
 
-INTEGER = re.compile(r"[+-]?[0-9]{1,20}")
-
-
 def _integers(value: object, what: str) -> tuple[int, ...] | None:
-    """'1, 2', 1, [1, 2] or null to a tuple; blank text is null."""
+    """Read '1, 2', '[1, 2]', 1, [1, 2] or null as a tuple; blank text is null."""
     if value is None:
         return None
-    if isinstance(value, str):
-        if not value.strip():
-            return None
-        parts: list[object] = [*value.split(",", MAX_LISTED + 1)]
-    else:
-        parts = [*value] if isinstance(value, list | tuple) else [value]
-    if not parts:
-        return None
+    parts = _listed_in(value) if isinstance(value, str) else [*value] if isinstance(value, list | tuple) else [value]
     numbers = []
     for part in parts[: MAX_LISTED + 1]:
-        if isinstance(part, str) and INTEGER.fullmatch(part.strip()):
-            numbers.append(int(part))
-        elif isinstance(part, int) and not isinstance(part, bool):
-            numbers.append(part)
-        else:
-            raise refuse(f"{show(part)} is not {what}: expected whole numbers, separated by commas, or a list of them")
-    return tuple(numbers)
+        try:
+            numbers.append(whole(part))
+        except PydanticCustomError:
+            expected = "expected whole numbers, separated by commas, or a list of them"
+            raise refuse(f"{show(part)} is not {what}: {expected}") from None
+    return tuple(numbers) or None
+
+
+def _listed_in(text: str) -> list[object]:
+    """Split a text at its commas. It may be a list as JSON writes one, and end with a comma."""
+    text = text.strip()
+    if text.startswith("[") and text.endswith("]"):
+        text = text[1:-1].strip()
+    if not text:
+        return []
+    parts = [part.strip() for part in text.split(",", MAX_LISTED + 1)]
+    if not parts[-1]:
+        parts.pop()
+    return [part[1:-1] if len(part) > 1 and part[0] == part[-1] == '"' else part for part in parts]
 
 
 def seeds(value: object) -> tuple[int, ...] | None:
@@ -139,6 +159,8 @@ def seeds(value: object) -> tuple[int, ...] | None:
 
 
 def oss_steps(value: object) -> tuple[int, ...] | None:
+    if isinstance(value, int | float):  # meant as their number, it would make a song of this one step
+        raise refuse(f"{show(value)} is no list: name each step to run; how many there are is infer_step")
     steps = _integers(value, "a step")
     if steps is None:
         return None
@@ -151,7 +173,8 @@ def oss_steps(value: object) -> tuple[int, ...] | None:
 
 
 def duration(seconds: float) -> float:
-    if seconds == -1 or MIN_DURATION_S <= seconds <= MAX_DURATION_S:
+    """Refuse what is over the limit. 0 and less draw a length; how short a song may be depends on its task."""
+    if seconds <= MAX_DURATION_S:
         return seconds
     raise refuse(f"{show(seconds)} s is outside {MIN_DURATION_S:g} to {MAX_DURATION_S:g} s (or -1, which draws one)")
 
@@ -173,6 +196,11 @@ def adapter_name(name: str) -> str:
     return NO_ADAPTER if name.strip().lower() in ("", NO_ADAPTER) else name.strip()
 
 
+def no_language(value: object) -> object:
+    """Read the words of other clients for a language that is to be detected."""
+    return None if isinstance(value, str) and value.strip().lower() in ("", "auto", "unknown") else value
+
+
 def blank_is_null(value: object) -> object:
     return None if isinstance(value, str) and not value.strip() else value
 
@@ -182,21 +210,21 @@ Whole = Annotated[int, BeforeValidator(whole)]
 Flag = Annotated[bool, BeforeValidator(flag)]
 Text = Annotated[str, AfterValidator(clean_text)]
 OptionalText = Annotated[Text | None, BeforeValidator(blank_is_null)]
-Format = Annotated[AudioFormat, BeforeValidator(lower)]
+Format = Annotated[AudioFormat, BeforeValidator(format_name)]
+Scheduler = Annotated[SchedulerType, BeforeValidator(lower)]
+Guidance = Annotated[CfgType, BeforeValidator(lower)]
 VocalLanguage = Annotated[
     Annotated[Text, AfterValidator(vocal_language)] | None,
-    BeforeValidator(blank_is_null),
+    BeforeValidator(no_language),
     WithJsonSchema({"anyOf": [{"type": "string", "enum": [*LANGUAGES]}, {"type": "null"}]}),
 ]
 LoraName = Annotated[Text, AfterValidator(lora_name)]
 AdapterName = Annotated[Text, AfterValidator(adapter_name)]
 
-_INTEGERS = [{"type": "string"}, {"type": "array", "items": {"type": "integer"}}, {"type": "null"}]
-_SEEDS_SCHEMA = {"anyOf": [{"type": "integer", "minimum": -1, "maximum": MAX_SEED}, *_INTEGERS]}
-_DURATION_SCHEMA = {
-    "type": "number",
-    "anyOf": [{"const": -1}, {"minimum": MIN_DURATION_S, "maximum": MAX_DURATION_S}],
-}
+_WHOLE = {"type": "integer", "format": "int64"}  # without it, generators of clients take 32 bits
+_LISTED = [{"type": "string"}, {"type": "array", "items": _WHOLE}, {"type": "null"}]
+_SEEDS_SCHEMA = {"anyOf": [_WHOLE | {"minimum": -1}, *_LISTED]}
+_DURATION_SCHEMA = {"type": "number", "minimum": -1, "maximum": MAX_DURATION_S}
 Seeds = Annotated[tuple[int, ...] | None, BeforeValidator(seeds), WithJsonSchema(_SEEDS_SCHEMA)]
-OssSteps = Annotated[tuple[int, ...] | None, BeforeValidator(oss_steps), WithJsonSchema({"anyOf": _INTEGERS})]
+OssSteps = Annotated[tuple[int, ...] | None, BeforeValidator(oss_steps), WithJsonSchema({"anyOf": _LISTED})]
 Duration = Annotated[Number, AfterValidator(duration), WithJsonSchema(_DURATION_SCHEMA)]

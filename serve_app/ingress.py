@@ -210,8 +210,8 @@ class HandleClient:
         batch: EventBatch = await self._call("events", request_id, after, wait_s)
         return batch
 
-    async def cancel(self, request_id: str) -> JobView:
-        view: JobView = await self._call("cancel", request_id)
+    async def cancel(self, request_id: str, client_left: bool = False) -> JobView:
+        view: JobView = await self._call("cancel", request_id, client_left)
         return view
 
     async def read_lyrics(self, lyrics: str, vocal_language: str | None) -> LyricReading:

@@ -11,18 +11,21 @@ from fastapi import Request
 from acestep_engine.params import SOURCE_TASKS, AudioFormat, Task
 from deployments.callbacks import CallbackError, check_url
 from deployments.messages import AudioFile, JobEndedError, JobView, ServiceError, Submission
-from serve_app.bodies import Body, read_body
-from serve_app.errors import BackendError, BackendUnavailableError, job_problem, request_id_of
+from serve_app.accept import wanted_format
+from serve_app.bodies import read_body
+from serve_app.errors import BackendError, BackendUnavailableError, job_problem, request_id_of, wait_ended
 from serve_app.fields import invalid
 from serve_app.idempotency import digest_of, key_of
 from serve_app.loras import find_adapter
-from serve_app.resolve import RouteRules, resolve
+from serve_app.request_fields import translate
+from serve_app.resolve import RouteRules, resolve, task_of
 from serve_app.schemas import GenerateRequest, parse_generate
-from serve_app.service import Service, service_of
-from serve_app.sources import AUDIO_BASE64, AUDIO_FILE, find_source, source_name
-from serve_app.uploads import MIB
+from serve_app.service import Service, body_limits, service_of
+from serve_app.sources import AUDIO_BASE64, AUDIO_FILE, FILE_FIELDS, find_source, source_name
 
 logger = logging.getLogger("ray.serve.acestep")  # Ray Serve's handlers write it
+
+FOLLOW_S = 10.0  # how long one question for the end of a job waits
 
 
 @dataclass(frozen=True)
@@ -32,42 +35,45 @@ class Intake:
     save_file: bool = False  # also write the songs under ACE_OUTPUT_DIR
     usual_task: Task = "text2music"  # where the request names none
     audio_format: AudioFormat | None = None  # promised by the route's name, whatever the request says
+    usual_format: AudioFormat = "wav"  # where neither the request nor its Accept names one
     defaults: Mapping[str, object] = field(default_factory=dict)  # where they differ from the request model's
-    renamed: Mapping[str, str] = field(default_factory=dict)  # old names of fields
-
-
-def _request_of(body: Body, intake: Intake) -> GenerateRequest:
-    fields = {name: value for name, value in body.fields.items() if name != AUDIO_BASE64}
-    for old, new in intake.renamed.items():
-        if old in fields:
-            if new in fields:
-                raise invalid(old, f"is another name of {new}: send one of them")
-            fields[new] = fields.pop(old)
-    request = parse_generate(fields, from_form=body.from_form)
-    return request if intake.audio_format is None else request.model_copy(update={"format": intake.audio_format})
+    ends_with_client: bool = False  # a client that leaves cancels its song: nothing else would fetch it
 
 
 @dataclass(frozen=True)
 class Order:
-    """A request, complete. With `stream`, its answer is to begin as soon as there is any audio."""
+    """A request, complete.
+
+    With `stream`, its answer is to begin as soon as there is any audio. `ignored` are the fields that mean nothing.
+    `ends_with_client` says that the job is cancelled if its client leaves before the end.
+    """
 
     submission: Submission
     stream: bool
+    ignored: tuple[str, ...]
+    ends_with_client: bool
 
 
-async def read_order(request: Request, intake: Intake, *, can_stream: bool = False) -> Order:
-    """Read, validate and decide everything about a request. Nothing is accepted yet."""
+async def read_order(request: Request, intake: Intake, *, answers_audio: bool = False) -> Order:
+    """Read, validate and decide everything about a request. Nothing is accepted yet.
+
+    With `answers_audio`, the answer is the audio of one song: Accept may choose its format, and it may be streamed.
+    """
     service = service_of(request)
     limits = service.settings.limits
     key = key_of(request)
-    limit_bytes = (limits.json_mb + max(limits.upload_mb, limits.base64_mb)) * MIB
-    body = await read_body(request, limit_bytes, limits.body_timeout_s, frozenset((AUDIO_FILE,)))
-    asked = _request_of(body, intake)
-    if asked.stream and not can_stream:
+    body = await read_body(request, body_limits(service.settings, with_audio=True), AUDIO_FILE)
+    named = translate({name: value for name, value in body.fields.items() if name != AUDIO_BASE64})
+    asked = parse_generate(named.fields, named.sent_as)
+    if asked.stream and not answers_audio:
         raise invalid("stream", "is for answers of one song's audio: here, GET /stream/{request_id} once it is queued")
     _check_callback(service, asked)
+    asked, unread = _without_unread_sources(asked, intake)
     found = await find_source(service, body, asked)
-    rules = RouteRules(limits.batch_size, intake.usual_task, intake.defaults)
+    if intake.audio_format is not None:
+        asked = asked.model_copy(update={"format": intake.audio_format})
+    defaults = _defaults(request, intake, answers_audio and "format" not in asked.model_fields_set)
+    rules = RouteRules(limits.batch_size, intake.usual_task, defaults)
     adapter = await find_adapter(service, asked, found.song if found is not None else None)
     resolved = resolve(asked, found, rules, adapter)
     needs_source = resolved.songs[0].task in SOURCE_TASKS
@@ -83,7 +89,21 @@ async def read_order(request: Request, intake: Intake, *, can_stream: bool = Fal
         request_digest="" if key is None else digest_of(request, asked, source_name(found)),
         callback_url=asked.callback_url,
     )
-    return Order(submission, asked.stream)
+    return Order(submission, asked.stream, (*named.ignored, *unread), intake.ends_with_client and key is None)
+
+
+def _without_unread_sources(asked: GenerateRequest, intake: Intake) -> tuple[GenerateRequest, tuple[str, ...]]:
+    """Drop the files that a song of words names, as the published pipeline does while audio2audio is not enabled."""
+    if task_of(asked, intake.usual_task) != "text2music":
+        return asked, ()
+    unread = {name: None for name in FILE_FIELDS if getattr(asked, name) is not None}
+    return asked.model_copy(update=unread), tuple(unread)
+
+
+def _defaults(request: Request, intake: Intake, answers_audio: bool) -> Mapping[str, object]:
+    """What holds for fields that a request does not give. Raises HttpProblem 406 for audio types that are not made."""
+    audio_format = wanted_format(request, intake.usual_format) if answers_audio else intake.usual_format
+    return {"format": audio_format, **intake.defaults}
 
 
 def _check_callback(service: Service, asked: GenerateRequest) -> None:
@@ -94,33 +114,51 @@ def _check_callback(service: Service, asked: GenerateRequest) -> None:
             raise invalid("callback_url", str(error)) from None
 
 
-async def submit(request: Request, intake: Intake) -> JobView:
+async def submit(service: Service, order: Order) -> JobView:
     """Accept a job that belongs to nobody's connection."""
-    service = service_of(request)
-    order = await read_order(request, intake)
     return await asyncio.shield(service.spawn(service.job_manager.submit(order.submission)))
 
 
-async def submit_and_wait(request: Request, submission: Submission, *, wants_audio: bool) -> JobView | AudioFile:
-    """Accept a job and wait for its end, or for `sync_wait_s`. It is cancelled if the client leaves before.
+async def submit_and_wait(service: Service, order: Order, *, wants_audio: bool) -> JobView | AudioFile:
+    """Accept a job and wait for its end, or for `sync_wait_s`.
 
-    One with an Idempotency-Key is not: its client may come back. With `wants_audio`, a job that completed is answered
-    as its AudioFile. Raises HttpProblem where the job ended without music.
+    With `wants_audio`, a job that completed is answered as its AudioFile. Raises HttpProblem where the job ended
+    without music.
     """
-    service = service_of(request)
-    answers = service.job_manager.submit_and_wait(submission, service.settings.jobs.sync_wait_s, wants_audio)
+    answers = service.job_manager.submit_and_wait(order.submission, service.settings.jobs.sync_wait_s, wants_audio)
     accepting = service.spawn(_accepted(answers))
     try:
         accepted = await asyncio.shield(accepting)
         last = await asyncio.shield(service.spawn(_last(accepted, answers)))
     except asyncio.CancelledError:
-        if key_of(request) is None:
+        if order.ends_with_client:
             service.spawn(abandon(service, accepting))
         raise
     view = last.view if isinstance(last, AudioFile) else last
     if view.status == "failed":
         raise job_problem(view)
     return last
+
+
+async def wait_for_end(service: Service, order: Order, view: JobView) -> None:
+    """Wait until an accepted job has completed, however long it takes.
+
+    Raises HttpProblem where it ends without music, and 504 where its end cannot be waited for.
+    """
+    try:
+        after, over = 0, False
+        while not over:
+            batch = await service.job_manager.events(view.request_id, after, FOLLOW_S)
+            after, over = batch.events[-1].event_id if batch.events else after, batch.over
+        ended = await service.job_manager.status(view.request_id)
+    except BackendUnavailableError:
+        raise wait_ended(view) from None
+    except asyncio.CancelledError:
+        if order.ends_with_client:
+            service.spawn(cancel_without_client(service, view.request_id))
+        raise
+    if ended.status == "failed":
+        raise job_problem(ended)
 
 
 async def _accepted(answers: AsyncIterator[JobView | AudioFile]) -> JobView:
@@ -140,11 +178,18 @@ async def _last(accepted: JobView, answers: AsyncIterator[JobView | AudioFile]) 
 
 
 async def abandon(service: Service, accepting: "asyncio.Task[JobView]") -> None:
-    """Cancel a job whose client has left."""
-    request_id = "a job"
+    """Cancel a job whose client has left, once it is accepted."""
     try:
-        request_id = (await accepting).request_id
-        await service.job_manager.cancel(request_id)
+        view = await accepting
+    except (ServiceError, BackendError):
+        return  # there is no job
+    await cancel_without_client(service, view.request_id)
+
+
+async def cancel_without_client(service: Service, request_id: str) -> None:
+    """Cancel a job whose client has left."""
+    try:
+        await service.job_manager.cancel(request_id, client_left=True)
         logger.info("%s the client left; its job is cancelled", request_id)
     except JobEndedError:
         pass

@@ -5,11 +5,11 @@ answer against its model.
 """
 
 import copy
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from acestep_engine.params import AudioFormat
 from deployments.messages import Outcome, Status
@@ -46,7 +46,8 @@ TAGS = [
     {"name": "Service", "description": "Health, the model, ideas."},
 ]
 
-Seed = int | str  # text where JSON readers would round the number
+# Text where JSON readers would round the number.
+Seed = Annotated[int, WithJsonSchema({"type": "integer", "format": "int64"})] | str
 
 
 class Answer(BaseModel):
@@ -58,8 +59,9 @@ class Accepted(Answer):
 
     success: bool
     request_id: str
-    status: str = Field(description="queued; or pending or processing, when the server waited for it in vain")
+    status: str = Field(description="queued; or processing, when it takes longer than an answer waits")
     message: str
+    ignored_fields: list[str] = Field(description="Fields of the request that mean nothing here.")
 
 
 class Made(Answer):
@@ -73,6 +75,7 @@ class Made(Answer):
     device: str
     duration_s: float
     audio_bytes: int
+    audio_size_bytes: int = Field(description="The same, for older clients.")
     timings: dict[str, float]
 
 
@@ -89,8 +92,33 @@ class Generated(Made):
     request_id: str
     status: Status
     format: AudioFormat
-    params_json: dict[str, Any] = Field(description="The complete request. POST it again for the same music.")
+    content_type: str
+    params_json: dict[str, Any] = Field(
+        description="The complete request, which the published interface can load, too. POST it again for the same "
+        "music."
+    )
     outputs: list[Output] = Field(description="All songs.")
+    audio: str | None = Field(None, description="The song as base64. Only of `/result`.")
+    ignored_fields: list[str] | None = Field(
+        None, description="Fields of the request that mean nothing here. Only in the answer to a request for a song."
+    )
+
+
+class MadeByGenerate(Answer):
+    """A song as `/generate` answers it: under the names that clients of the published servers read."""
+
+    success: bool
+    status: str = Field(description="success")
+    message: str
+    request_id: str
+    output_path: str
+    audio_path: str
+    path: str
+    prompt: str
+    seed: Seed
+    sample_rate: int
+    params_json: dict[str, Any]
+    ignored_fields: list[str]
 
 
 class JobProgress(Answer):
@@ -165,6 +193,7 @@ class Initialized(Answer):
     message: str
     model: str
     notice: str | None
+    ignored_fields: list[str] = Field(description="Fields of the request that mean nothing here.")
 
 
 class Lora(Answer):
@@ -211,6 +240,10 @@ class Health(Answer):
     version: str
 
 
+class ServiceState(Health):
+    initialized: bool
+
+
 class WrongField(Answer):
     field: str
     problem: str
@@ -232,7 +265,9 @@ class Problem(Answer):
 
 Documented = dict[str, Any]
 
-ACCEPTED: Documented = {"model": Accepted, "description": "Accepted; the job goes on."}
+ACCEPTED: Documented = {"model": Accepted, "description": "Accepted, with `Prefer: respond-async`."}
+QUEUED: Documented = {"model": Accepted, "description": "Accepted; the job goes on."}
+MADE_BY_GENERATE: Documented = {"model": MadeByGenerate, "description": "The song is made."}
 GENERATED: Documented = {"model": Generated, "description": "The song is made."}
 JOB: Documented = {"model": Job, "description": "The job."}
 EVENTS: Documented = {
@@ -247,6 +282,7 @@ LORA: Documented = {"model": Lora, "description": "The adapter is registered."}
 LORAS: Documented = {"model": LoraList, "description": "The registered adapters."}
 LORA_REMOVED: Documented = {"model": LoraRemoved, "description": "No request may name it any more."}
 SAMPLE: Documented = {"model": SampleData, "description": "An idea."}
+INITIAL: Documented = {"model": ServiceState, "description": "How the service stands."}
 HEALTH: Documented = {"model": Health, "description": "Ready (200) or not (503)."}
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}

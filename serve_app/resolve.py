@@ -67,7 +67,7 @@ def resolve(
     """Decide what the request left open. Raises InvalidRequestError, and HttpProblem for a source that is gone."""
     if request.batch_size > rules.max_songs:
         raise invalid("batch_size", f"{request.batch_size} is over the limit of {rules.max_songs}")
-    task = _task_of(request, rules.usual_task)
+    task = task_of(request, rules.usual_task)
     _check_fields(request, task)
     _check_source(task, found)
     request = _filled(request, task, found, rules.defaults)
@@ -83,11 +83,12 @@ def resolve(
         decided |= {"lora_name_or_path": name_of(adapter), "lora_weight": adapter.weight}
     request_json = request.model_dump(mode="json") | decided
     if "min_guidance_scale" not in request.model_fields_set and request.min_guidance_scale > request.guidance_scale:
-        del request_json["min_guidance_scale"]  # explicit, it would be refused
+        del request_json["min_guidance_scale"]  # given, it would be refused where there is a decay
     return ResolvedRequest(songs, request.format, request_json)
 
 
-def _task_of(request: GenerateRequest, usual_task: Task) -> Task:
+def task_of(request: GenerateRequest, usual_task: Task) -> Task:
+    """The task that a request asks for; the usual one of its route where it names none. Raises InvalidRequestError."""
     asked = request.task if "task" in request.model_fields_set else usual_task
     if not request.audio2audio_enable or asked == "audio2audio":
         return asked
@@ -119,7 +120,7 @@ def _check_source(task: Task, found: FoundSource | None) -> None:
         if found.song is None:
             problem = f"retake takes no audio, it repeats a song from its seed: name the song in {JOB_FIELD}"
             raise invalid(found.field, f"{problem}, or give its prompt, lyrics and manual_seeds")
-    elif found.field != "ref_audio_input":  # which the published pipeline ignores, unless audio2audio is enabled
+    else:
         raise invalid(found.field, f"{task} takes no source; a task that does is {', '.join(SOURCE_TASKS)}")
 
 
@@ -141,22 +142,31 @@ def _filled(
 
 def _decide(request: GenerateRequest, task: Task, found: FoundSource | None) -> tuple[float, dict[str, Any]]:
     """How long the songs are, and fields that the request left to us. Raises InvalidRequestError."""
-    asked_s = request.audio_duration
-    if asked_s == -1:
-        asked_s = round(secrets.SystemRandom().uniform(*DRAWN_DURATIONS_S), 2)
-    decided: dict[str, Any] = {"audio_duration": asked_s}
     if found is None or task not in SOURCE_TASKS:
-        return asked_s, decided
+        length_s = _asked_length_s(request)
+        return length_s, {"audio_duration": length_s}
+    length_s, decided = found.duration_s, dict[str, Any]()
     match task:
         case "repaint":
             _check_repaint(request, found)
         case "extend":
             if "retake_variance" not in request.model_fields_set:
                 decided["retake_variance"] = EXTEND_VARIANCE
-            return _extended_s(request, found), decided
+            length_s = _extended_s(request, found)
         case "edit":
             decided |= _edit_targets(request)
-    return found.duration_s, decided
+    return length_s, decided | {"audio_duration": round(length_s, 3)}
+
+
+def _asked_length_s(request: GenerateRequest) -> float:
+    """The length of a song without a source. Raises InvalidRequestError for one that is too short."""
+    length_s = request.audio_duration
+    if length_s <= 0:
+        return round(secrets.SystemRandom().uniform(*DRAWN_DURATIONS_S), 2)
+    if length_s < MIN_DURATION_S:
+        limits = f"{MIN_DURATION_S:g} to {MAX_DURATION_S:g} s"
+        raise invalid("audio_duration", f"{length_s:g} s is outside {limits} (or -1, which draws one)")
+    return length_s
 
 
 def _check_repaint(request: GenerateRequest, found: FoundSource) -> None:

@@ -1,28 +1,23 @@
-"""Answers: a job as JSON, a song as bytes, and which of the two a client asked for."""
+"""Answers: a job as JSON, a song as bytes."""
 
+import base64
+import json
 import re
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, Literal
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from acestep_engine.audio import MEDIA_TYPES
-from deployments.messages import RETAKE_SEED_TASKS, AudioFile, ByteArray, JobView, json_seed
+from deployments.messages import RETAKE_SEED_TASKS, AudioFile, ByteArray, JobView, json_seed, published_form
 from serve_app.errors import RETRY_SOON_S, HttpProblem
 from serve_app.printable import printable
 
-CHUNK_BYTES = 1024 * 1024  # what is copied at a time: a song of 240 s as wav is 46 MB
-
-Kind = Literal["json", "audio", "zip", "multipart"]
-KINDS: tuple[Kind, ...] = ("zip", "multipart", "audio", "json")  # the first of those that are liked equally
-MEDIA_RANGES: Mapping[Kind, tuple[str, ...]] = {
-    "json": ("application/json", "application/*"),
-    "audio": ("audio/", "application/octet-stream"),
-    "zip": ("application/zip",),
-    "multipart": ("multipart/mixed",),
-}
+# What is copied at a time: a song of 240 s as wav is 46 MB. Parts of base64 can be joined where each has 3 n bytes.
+CHUNK_BYTES = 1024 * 1023
+JSON_END = b'"}'
 
 QUEUED_MESSAGE = "Request has been queued for processing"
 
@@ -31,13 +26,30 @@ def job_url(request: Request, view: JobView, what: str = "status") -> str:
     return f"{request.scope.get('root_path', '').rstrip('/')}/{what}/{view.request_id}"
 
 
-def accepted_response(request: Request, view: JobView, status: str = "queued", *, preferred: bool = False) -> Response:
-    """202: the job goes on, and Location says where to ask for it."""
-    body = {"success": True, "request_id": view.request_id, "status": status, "message": QUEUED_MESSAGE}
+def prefers_async(request: Request) -> bool:
+    """Whether the header Prefer asks for an answer before the work is done."""
+    preferences = ",".join(request.headers.getlist("prefer")).lower().split(",")
+    return any(one.partition(";")[0].strip() == "respond-async" for one in preferences)
+
+
+def accepted_response(
+    request: Request, view: JobView, ignored: Sequence[str], status: Literal["queued", "processing"] = "queued"
+) -> Response:
+    """Answer that a job is accepted and goes on; Location says where to ask for it.
+
+    200 is what clients of the earlier server check. Those that know of 202 ask for it, with `Prefer: respond-async`.
+    """
+    body = {
+        "success": True,
+        "request_id": view.request_id,
+        "status": status,
+        "message": QUEUED_MESSAGE,
+        "ignored_fields": [*ignored],
+    }
     headers = {"Location": job_url(request, view), "Retry-After": str(RETRY_SOON_S)}
-    if preferred:
-        headers["Preference-Applied"] = "respond-async"
-    return JSONResponse(body, 202, headers)
+    if prefers_async(request):
+        return JSONResponse(body, 202, headers | {"Preference-Applied": "respond-async"})
+    return JSONResponse(body, 200, headers)
 
 
 def result_json(request: Request, view: JobView) -> dict[str, Any]:
@@ -47,7 +59,8 @@ def result_json(request: Request, view: JobView) -> dict[str, Any]:
         "request_id": view.request_id,
         "status": view.status,
         "format": view.audio_format,
-        "params_json": view.request_json,
+        "content_type": MEDIA_TYPES[view.audio_format],
+        "params_json": published_form(view.request_json, view.results[0]),
         "outputs": [_output_json(request, view, index) for index in range(len(view.results))],
     }
     first = _output_json(request, view, 0)
@@ -69,6 +82,7 @@ def _output_json(request: Request, view: JobView, index: int) -> dict[str, Any]:
         "device": result.device,
         "duration_s": result.duration_s,
         "audio_bytes": result.audio_bytes,
+        "audio_size_bytes": result.audio_bytes,
         "timings": result.timings,
     }
 
@@ -89,46 +103,13 @@ def status_json(request: Request, view: JobView) -> dict[str, Any]:
         "remaining_s": view.remaining_s,
         "format": view.audio_format,
         "seed": json_seed(view.songs[0].seed),
-        "params_json": view.request_json,
+        "params_json": published_form(view.request_json, view.results[0] if view.results else None),
         "error": printable(view.error, 500) if view.error else None,
         "error_code": view.error_code,
     }
     if view.results:
         body["result"] = result_json(request, view)
     return body
-
-
-def _media_ranges(accept: str) -> dict[str, float]:
-    """An Accept header to the quality of each media range it lists."""
-    ranges: dict[str, float] = {}
-    for part in accept.lower().split(",")[:50]:
-        media, _, parameters = part.partition(";")
-        found = re.search(r"(?:^|;)\s*q=([01](?:\.\d{0,3})?)\s*(?:;|$)", parameters)
-        ranges[media.strip()] = float(found[1]) if found else 1.0
-    return ranges
-
-
-def wanted(request: Request, usual: Kind, *others: Kind) -> Kind:
-    """Which of the kinds that a route has is asked for, by `?format=` or by Accept; `*/*` is the usual one.
-
-    Raises HttpProblem 422 for a `format` that the route does not have.
-    """
-    offered = [kind for kind in KINDS if kind in (usual, *others)]
-    asked = request.query_params.get("format")
-    if asked is not None:
-        if asked not in offered:
-            problem = f"format: '{printable(asked)}' is not one of {', '.join(offered)}"
-            raise HttpProblem(422, "invalid_request", f"{problem}; that of the audio is a field of the body")
-        return next(kind for kind in offered if kind == asked)
-    ranges = _media_ranges(request.headers.get("accept", "*/*"))
-    qualities = {kind: _quality(ranges, kind) for kind in offered}
-    qualities[usual] = max(qualities[usual], ranges.get("*/*", 0.0))
-    best = max(offered, key=lambda kind: qualities[kind])
-    return best if qualities[best] > 0 else usual
-
-
-def _quality(ranges: dict[str, float], kind: Kind) -> float:
-    return max((quality for name, quality in ranges.items() if name.startswith(MEDIA_RANGES[kind])), default=0.0)
 
 
 def song_index(request: Request) -> int:
@@ -160,6 +141,23 @@ async def chunks(audio: ByteArray, start: int, end: int) -> AsyncIterator[bytes]
     """The bytes from `start` to `end`, some at a time."""
     for at in range(start, end, CHUNK_BYTES):
         yield audio[at : min(at + CHUNK_BYTES, end)].tobytes()
+
+
+def json_response(request: Request, file: AudioFile) -> Response:
+    """A completed job as JSON, with the song as base64 under `audio`. It is sent in parts, each encoded by itself."""
+    head = json.dumps(result_json(request, file.view), ensure_ascii=False)[:-1] + ', "audio": "'
+    size = len(head.encode()) + 4 * -(-file.audio.size // 3) + len(JSON_END)
+    headers = {"Content-Length": str(size)}
+    if request.method == "HEAD":
+        return Response(headers=headers, media_type="application/json")
+
+    async def parts() -> AsyncIterator[bytes]:
+        yield head.encode()
+        async for chunk in chunks(file.audio, 0, file.audio.size):
+            yield base64.b64encode(chunk)
+        yield JSON_END
+
+    return StreamingResponse(parts(), headers=headers, media_type="application/json")
 
 
 def audio_response(request: Request, file: AudioFile) -> Response:

@@ -1,16 +1,14 @@
 """The one request model. JSON bodies, forms and uploads are all read into it."""
 
-import difflib
 from collections.abc import Mapping
 from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
 
-from acestep_engine.params import MAX_DURATION_S, MAX_STEPS, CfgType, SchedulerType, Task
+from acestep_engine.params import MAX_DURATION_S, MAX_STEPS, Task
 from deployments.callbacks import MAX_URL_CHARACTERS
 from serve_app.fields import (
-    CONTEXT_FORM,
     MAX_SEEDS_LISTED,
     NO_ADAPTER,
     AdapterName,
@@ -18,11 +16,13 @@ from serve_app.fields import (
     FieldProblem,
     Flag,
     Format,
+    Guidance,
     InvalidRequestError,
     LoraName,
     Number,
     OptionalText,
     OssSteps,
+    Scheduler,
     Seeds,
     Text,
     VocalLanguage,
@@ -30,11 +30,13 @@ from serve_app.fields import (
     invalid,
     refuse,
 )
+from serve_app.names import hint
 from serve_app.printable import printable, show
 from serve_app.samples import DEFAULT_LYRICS, DEFAULT_PROMPT
 
 MAX_PROBLEMS_LISTED = 20
 MAX_FIELDS = 200
+MAX_GUIDANCE = 200
 
 _SOURCE_FILE = (
     "the source, as the relative path of a file under the server's audio folder, or an upload as params_json names it "
@@ -59,12 +61,18 @@ class GenerateRequest(BaseModel):
         },
     )
 
-    format: Format = Field("wav", description="Audio format; case is ignored.")
+    format: Format = Field(
+        "wav", description="Audio format. Where it is not given, an audio type in Accept decides. Also `audio_format`."
+    )
     audio_duration: Duration = Field(
-        60.0, description="Seconds of music, 1 to 240. -1 draws a length from 30 to 240 and reports it."
+        60.0,
+        description="Seconds of music, 1 to 240. 0 and less draw a length from 30 to 240 and report it. A song made "
+        "from a source has the length of its source. Also `duration`.",
     )
     prompt: Text = Field(
-        DEFAULT_PROMPT, max_length=2_000, description="Style, instruments, mood, tempo: tags separated by commas."
+        DEFAULT_PROMPT,
+        max_length=2_000,
+        description="Style, instruments, mood, tempo: tags separated by commas. Also `genre`, `tags`, `caption`.",
     )
     lyrics: Text = Field(
         DEFAULT_LYRICS,
@@ -75,18 +83,26 @@ class GenerateRequest(BaseModel):
         None,
         description="The language of all lines that do not name their own as `[lang:de]`. null detects each line's.",
     )
-    infer_step: Whole = Field(60, ge=1, le=MAX_STEPS, description="Diffusion steps: more is finer and slower.")
-    guidance_scale: Number = Field(
-        15.0, ge=0, le=30, description="How closely the music follows prompt and lyrics. 0 and 1 switch guidance off."
+    infer_step: Whole = Field(
+        60,
+        ge=1,
+        le=MAX_STEPS,
+        description="Diffusion steps: more is finer and slower. Also `steps`, `infer_steps`, `num_inference_steps`.",
     )
-    scheduler_type: SchedulerType = Field("euler", description="The sampler.")
-    cfg_type: CfgType = Field("apg", description="The kind of guidance.")
+    guidance_scale: Number = Field(
+        15.0,
+        ge=0,
+        le=MAX_GUIDANCE,
+        description="How closely the music follows prompt and lyrics. 0 and 1 switch guidance off. Also `cfg_scale`.",
+    )
+    scheduler_type: Scheduler = Field("euler", description="The sampler; case is ignored.")
+    cfg_type: Guidance = Field("apg", description="The kind of guidance; case is ignored.")
     omega_scale: Number = Field(10.0, ge=-100, le=100, description="Granularity: the mean shift of each step.")
     manual_seeds: Seeds = Field(
         None,
         description="The seed, 0 to 2^64 - 1; the same seed makes the same music. null and -1 draw one and report it. "
         f"Lists and comma-separated text are read too (up to {MAX_SEEDS_LISTED}): a seed for each song of a batch; "
-        "those that are missing are drawn.",
+        "those that are missing are drawn. Also `seed`, `seeds`, `actual_seeds`.",
     )
     guidance_interval: Number = Field(
         0.5, ge=0, le=1, description="The share of the steps, around the middle, that are guided."
@@ -95,7 +111,10 @@ class GenerateRequest(BaseModel):
         0.0, ge=0, le=1, description="How far guidance falls towards min_guidance_scale within that interval."
     )
     min_guidance_scale: Number = Field(
-        3.0, ge=0, le=200, description="Where the decay of guidance ends. When given, at most guidance_scale."
+        3.0,
+        ge=0,
+        le=MAX_GUIDANCE,
+        description="Where the decay of guidance ends: at most guidance_scale, where there is a decay.",
     )
     use_erg_tag: Flag = Field(True, description="Entropy rectifying guidance on the prompt.")
     use_erg_lyric: Flag = Field(False, description="Entropy rectifying guidance on the lyrics.")
@@ -104,16 +123,20 @@ class GenerateRequest(BaseModel):
         None, description="Run only these steps, increasing, 1 to 200: a list or comma-separated text."
     )
     guidance_scale_text: Number = Field(
-        0.0, ge=0, le=10, description="Guidance of the prompt alone; both this and the next over 1 guide them apart."
+        0.0,
+        le=MAX_GUIDANCE,
+        description="Guidance of the prompt alone. Both this and the next over 1 guide them apart, else neither acts.",
     )
-    guidance_scale_lyric: Number = Field(0.0, ge=0, le=10, description="Guidance of the lyrics alone.")
+    guidance_scale_lyric: Number = Field(0.0, le=MAX_GUIDANCE, description="Guidance of the lyrics alone.")
     audio2audio_enable: Flag = Field(False, description="Start from ref_audio_input instead of from noise.")
     ref_audio_strength: Number = Field(
         0.5, ge=0, le=1, description="How much of the reference stays: 0 nothing, 1 all of it."
     )
     ref_audio_input: OptionalText = Field(None, max_length=1_024, description=f"For audio2audio: {_SOURCE_FILE}")
     src_audio: OptionalText = Field(
-        None, max_length=1_024, description=f"For repaint, extend and edit: {_SOURCE_FILE} The same as ref_audio_input."
+        None,
+        max_length=1_024,
+        description=f"For repaint, extend and edit: {_SOURCE_FILE} The same as ref_audio_input. Also `src_audio_path`.",
     )
     source_request_id: OptionalText = Field(
         None,
@@ -130,7 +153,7 @@ class GenerateRequest(BaseModel):
         "as params_json does.",
     )
     lora_weight: Number = Field(
-        1.0, ge=-3, le=3, description="Strength of the adapter; 0 is exactly the model without it."
+        1.0, ge=-3, le=3, description="Strength of the adapter; 0 is exactly the model without it. Also `lora_scale`."
     )
     return_file_data: Flag = Field(
         False, description="Kept for old clients. To be answered with audio, send `Accept: audio/*`."
@@ -190,9 +213,10 @@ class GenerateRequest(BaseModel):
     @field_validator("min_guidance_scale")
     @classmethod
     def _below_the_maximum(cls, minimum: float, info: ValidationInfo) -> float:
-        # Runs only for a value the client sent: the default of 3 must not forbid a guidance_scale of 2.
-        maximum = info.data.get("guidance_scale")
-        if maximum is not None and maximum not in (0.0, 1.0) and minimum > maximum:
+        # Runs only for a value the client sent: the default of 3 must not forbid a guidance_scale of 2. Clients send 3
+        # with any scale; without a decay it means nothing.
+        maximum, decay = info.data.get("guidance_scale"), info.data.get("guidance_interval_decay")
+        if maximum is not None and decay and maximum not in (0.0, 1.0) and minimum > maximum:
             raise refuse(f"{minimum:g} is over guidance_scale, which is {maximum:g}")
         return minimum
 
@@ -229,9 +253,10 @@ class LyricsRequest(BaseModel):
 
 
 class InitializeRequest(BaseModel):
-    """Which model to run, and how. What is left out stays as it is."""
+    """The model to run, and how to run it. What equals its default stays as it is."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra={"example": {"checkpoint_path": "nano"}})
+    # Clients of the earlier server send more than that; they always did.
+    model_config = ConfigDict(extra="ignore", frozen=True, json_schema_extra={"example": {"checkpoint_path": "nano"}})
 
     checkpoint_path: Text = Field(
         "", max_length=1_024, description="A configured checkpoint, by name or folder. Empty: the current one."
@@ -239,57 +264,69 @@ class InitializeRequest(BaseModel):
     device_id: Whole = Field(
         0, ge=0, le=1_023, description="Accepted from old clients. Ray decides which GPU a replica gets."
     )
-    bf16: Flag = Field(True, description="bfloat16 on a GPU; false computes in float32.")
-    torch_compile: Flag = Field(False, description="Compile the transformer: slow first song, faster later ones.")
-    cpu_offload: Flag = Field(False, description="Keep models in main memory while they do not compute.")
-    overlapped_decode: Flag = Field(False, description="Decode long songs in overlapping pieces.")
+    bf16: Flag = Field(True, description="false computes in float32, on a GPU too.")
+    torch_compile: Flag = Field(False, description="true compiles the transformer: slow first song, faster later ones.")
+    cpu_offload: Flag = Field(False, description="true keeps models in main memory while they do not compute.")
+    overlapped_decode: Flag = Field(False, description="true decodes long songs in overlapping pieces.")
 
     @property
     def options(self) -> dict[str, bool]:
-        """The switches that were asked for by name."""
-        return self.model_dump(include=self.model_fields_set - {"checkpoint_path", "device_id"})
+        """The switches that differ from their defaults, which clients send by habit."""
+        return self.model_dump(exclude={"checkpoint_path", "device_id"}, exclude_defaults=True)
 
 
-def parse_generate(fields: Mapping[str, object], *, from_form: bool) -> GenerateRequest:
-    """Fields to a request. Raises InvalidRequestError with everything that is wrong with them."""
-    return _parse(GenerateRequest, fields, from_form=from_form)
+def parse_generate(fields: Mapping[str, object], sent_as: Mapping[str, str] | None = None) -> GenerateRequest:
+    """Read the fields of a request. `sent_as` has the names that a client used in place of ours.
+
+    Raises InvalidRequestError with everything that is wrong with them.
+    """
+    return _parse(GenerateRequest, fields, sent_as or {})
 
 
-def parse_lyrics(fields: Mapping[str, object], *, from_form: bool) -> LyricsRequest:
-    """Fields, from JSON, a form or a query, to the request. Raises InvalidRequestError."""
-    return _parse(LyricsRequest, fields, from_form=from_form)
+def parse_lyrics(fields: Mapping[str, object]) -> LyricsRequest:
+    """Read the fields of JSON, a form or a query. Raises InvalidRequestError."""
+    return _parse(LyricsRequest, fields)
 
 
-def parse_initialize(fields: Mapping[str, object], *, from_form: bool) -> InitializeRequest:
-    """Fields, from JSON or a query, to the request. Raises InvalidRequestError."""
-    return _parse(InitializeRequest, fields, from_form=from_form)
+def parse_initialize(fields: Mapping[str, object]) -> InitializeRequest:
+    """Read the fields of JSON, a form or a query. Raises InvalidRequestError."""
+    return _parse(InitializeRequest, fields)
 
 
-def parse_lora(fields: Mapping[str, object], *, from_form: bool) -> LoraRequest:
-    """Raises InvalidRequestError."""
-    return _parse(LoraRequest, fields, from_form=from_form)
+def parse_lora(fields: Mapping[str, object]) -> LoraRequest:
+    """Read the fields of JSON or a form. Raises InvalidRequestError."""
+    return _parse(LoraRequest, fields)
 
 
 M = TypeVar("M", bound=BaseModel)
+NO_NAMES: Mapping[str, str] = {}
 
 
-def _parse(model: type[M], fields: Mapping[str, object], *, from_form: bool) -> M:
+def _parse(model: type[M], fields: Mapping[str, object], sent_as: Mapping[str, str] = NO_NAMES) -> M:
     if len(fields) > MAX_FIELDS:
         raise invalid("body", f"{len(fields)} fields are over the limit of {MAX_FIELDS}")
+    given = {name: value for name, value in fields.items() if value is not None or not _has_default(model, name)}
     try:
-        return model.model_validate(dict(fields), context={CONTEXT_FORM: from_form})
+        return model.model_validate(given)
     except ValidationError as error:
         found = error.errors(include_url=False)[:MAX_PROBLEMS_LISTED]
-        raise InvalidRequestError(*(_describe(model, details) for details in found)) from None
+        raise InvalidRequestError(*(_describe(model, details, sent_as) for details in found)) from None
 
 
-def _describe(model: type[BaseModel], error: ErrorDetails) -> FieldProblem:
-    field = printable(str(error["loc"][0])) if error["loc"] else "body"
+def _has_default(model: type[BaseModel], name: str) -> bool:
+    """Whether null means that the field is not given: it has a default, and null is none of its values."""
+    known = model.model_fields.get(name)
+    return known is not None and not known.is_required() and known.default is not None
+
+
+def _describe(model: type[BaseModel], error: ErrorDetails, sent_as: Mapping[str, str]) -> FieldProblem:
+    name = str(error["loc"][0]) if error["loc"] else "body"
+    field = printable(sent_as.get(name, name))
     value, context = show(error["input"]), error.get("ctx", {})
     match error["type"]:
         case "extra_forbidden":
-            near = difflib.get_close_matches(field.lower(), [*model.model_fields], n=1, cutoff=0.5)
-            problem = "is not a field of this request" + (f"; did you mean {near[0]}?" if near else "")
+            meant = hint(field, model.model_fields)
+            problem = "is not a field of this request" + (f"; {meant}" if meant else "")
         case "missing":
             problem = "is missing"
         case "greater_than_equal":

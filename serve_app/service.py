@@ -25,12 +25,15 @@ from deployments.messages import (
     SourceSong,
     Submission,
 )
+from serve_app.bodies import BodyLimits
 from serve_app.errors import BackendError
 from serve_app.settings import Settings
 
 logger = logging.getLogger("ray.serve.acestep")  # Ray Serve's handlers write it
 
 T = TypeVar("T")
+
+MIB = 2**20
 
 AUDIO_CHECKS_AT_ONCE = 4  # uploads are decoded once to be checked: more at a time would hold up the event loop
 
@@ -74,8 +77,8 @@ class JobManagerClient(Protocol):
     async def events(self, request_id: str, after: int, wait_s: float) -> EventBatch:
         """What happened since the event `after`, or nothing after `wait_s`. Raises JobNotFoundError."""
 
-    async def cancel(self, request_id: str) -> JobView:
-        """Raises JobNotFoundError, JobEndedError."""
+    async def cancel(self, request_id: str, client_left: bool = False) -> JobView:
+        """End a job, for its owner or because its client is gone. Raises JobNotFoundError, JobEndedError."""
 
     async def read_lyrics(self, lyrics: str, vocal_language: str | None) -> LyricReading:
         """How the current model reads lyrics. Raises ParameterError, ModelUnavailableError."""
@@ -159,6 +162,13 @@ class Service:
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         return task
+
+
+def body_limits(settings: Settings, *, with_audio: bool = False) -> BodyLimits:
+    """The bounds on a body, where audio may be in it and where not."""
+    limits = settings.limits
+    size_mb = limits.json_mb + (max(limits.upload_mb, limits.base64_mb) if with_audio else 0)
+    return BodyLimits(size_mb * MIB, limits.body_timeout_s, limits.body_bytes_per_s)
 
 
 def service_of(request: Request) -> Service:

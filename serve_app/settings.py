@@ -20,7 +20,8 @@ LogLevel = Annotated[
 
 
 StoreUrl = Annotated[str, Field(pattern=r"^(sqlite|(redis|rediss|unix)://.+)$")]
-CallbackHost = Annotated[str, Field(pattern=r"^(\*\.)?[A-Za-z0-9._:-]+$")]
+# A name, or an IPv6 address. A port behind it is refused: it would match nothing.
+CallbackHost = Annotated[str, Field(pattern=r"^((\*\.)?[A-Za-z0-9._-]+|[0-9A-Fa-f]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*)$")]
 
 
 class Section(BaseModel):
@@ -61,11 +62,12 @@ class Limits(Section):
     batch_size: Annotated[int, Field(ge=1, le=64)] = 8  # songs of one job
     queue_size: Annotated[int, Field(ge=1)] = 200
     followers: Annotated[int, Field(ge=1)] = 1_000  # clients that follow jobs live, of each ingress replica
-    body_timeout_s: Annotated[float, Field(gt=0)] = 60.0
+    body_timeout_s: Annotated[float, Field(gt=0)] = 60.0  # the longest time in which nothing of a body comes
+    body_bytes_per_s: Annotated[int, Field(ge=0)] = 4_096  # the slowest that a body may come, on average
 
 
 class JobSettings(Section):
-    sync_wait_s: Annotated[float, Field(gt=0)] = 120.0  # the longest a synchronous route waits before it answers 202
+    sync_wait_s: Annotated[float, Field(gt=0)] = 600.0  # the longest that an answer in JSON waits for its song
     lease_s: Annotated[float, Field(ge=10)] = 30.0  # without a word from a replica, its songs are given to another
     job_timeout_s: Annotated[float, Field(gt=0)] = (
         600.0  # without a step of the engine that makes a song, it has failed

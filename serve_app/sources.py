@@ -71,7 +71,7 @@ async def find_source(service: Service, body: Body, asked: GenerateRequest) -> F
     Raises InvalidRequestError, AudioError, AudioTooLargeError, and HttpProblem where it is not there.
     """
     sent = body.fields | body.files
-    given = {name: sent[name] for name in SENT_FIELDS if name in sent}
+    given = {name: sent[name] for name in SENT_FIELDS if sent.get(name) not in (None, "")}
     given |= {name: value for name in (*FILE_FIELDS, JOB_FIELD) if (value := getattr(asked, name)) is not None}
     if asked.source_index and asked.source_request_id is None:
         raise invalid("source_index", f"says which song of a job, but there is no {JOB_FIELD}")

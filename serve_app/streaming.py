@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncIterator, Callable
 
 from fastapi import Request
@@ -9,12 +10,11 @@ from fastapi.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from acestep_engine.audio import MEDIA_TYPES
-from deployments.messages import AudioPart, JobFailedError, JobNotEndedError, ServiceError, Submission
-from serve_app.errors import BackendError, BackendUnavailableError, job_problem
-from serve_app.idempotency import key_of
-from serve_app.intake import abandon
+from deployments.messages import AudioPart, JobFailedError, JobNotEndedError, JobView, ServiceError
+from serve_app.errors import BackendError, BackendUnavailableError, job_problem, wait_ended
+from serve_app.intake import Order, abandon, cancel_without_client
 from serve_app.printable import printable
-from serve_app.responses import accepted_response, file_name
+from serve_app.responses import file_name
 from serve_app.service import Service, service_of
 
 logger = logging.getLogger("ray.serve.acestep")  # Ray Serve's handlers write it
@@ -34,7 +34,7 @@ class _Listener:
         self._request_id = request_id
         self._index = index
 
-    async def first(self, wait_s: float) -> AudioPart:
+    async def first(self, wait_s: float = math.inf) -> AudioPart:
         """The first bytes; none after `wait_s`. Raises JobNotFoundError, JobFailedError, SongNotFoundError."""
         give_up_at = asyncio.get_running_loop().time() + wait_s
         while True:
@@ -98,33 +98,40 @@ async def stream_song(request: Request, request_id: str, index: int) -> Response
     return await _response(service, listener, first, index)
 
 
-async def stream_new_song(request: Request, submission: Submission) -> Response:
-    """Accept a job and answer its first song as it is made; 202 if that does not begin for as long as a route waits.
-
-    It is cancelled if the client leaves before the end, but not with an Idempotency-Key: then its client may come back.
-    Raises HttpProblem where the job ends before there is any audio.
-    """
+async def stream_new_song(request: Request, order: Order) -> Response:
+    """Accept a job and answer its first song as it is made. Raises as `stream_accepted_song`."""
     service = service_of(request)
-    accepting = service.spawn(service.job_manager.submit(submission))
-
-    def leave() -> None:
-        if key_of(request) is None:
-            service.spawn(abandon(service, accepting))
-
+    accepting = service.spawn(service.job_manager.submit(order.submission))
     try:
         view = await asyncio.shield(accepting)
-        listener = _Listener(service, view.request_id, 0)
-        try:
-            first = await listener.first(service.settings.jobs.sync_wait_s)
-        except BackendUnavailableError:  # the job is accepted and kept
-            return accepted_response(request, view, view.status)
+    except asyncio.CancelledError:
+        if order.ends_with_client:
+            service.spawn(abandon(service, accepting))
+        raise
+    return await stream_accepted_song(request, order, view)
+
+
+async def stream_accepted_song(request: Request, order: Order, view: JobView) -> Response:
+    """Answer the first song of an accepted job as it is made, however long it takes to begin.
+
+    Raises HttpProblem where the job ends before there is any audio, and 504 where it cannot be waited for.
+    """
+    service = service_of(request)
+
+    def leave() -> None:
+        if order.ends_with_client:
+            service.spawn(cancel_without_client(service, view.request_id))
+
+    listener = _Listener(service, view.request_id, 0)
+    try:
+        first = await listener.first()
     except asyncio.CancelledError:
         leave()
         raise
+    except BackendUnavailableError:  # the job is accepted and kept
+        raise wait_ended(view) from None
     except JobFailedError as error:
         raise job_problem(error.view) from None
-    if not first.audio.size:
-        return accepted_response(request, first.view, first.view.status)
     return await _response(service, listener, first, 0, leave)
 
 

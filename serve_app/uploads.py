@@ -16,7 +16,7 @@ from serve_app.settings import Limits
 
 MIB = 2**20
 
-DATA_URI = re.compile(r"data:[\w.+-]+/[\w.+-]+(?:;[\w.+-]+=[\w.+-]+)*;base64,", re.ASCII)
+DATA_URI = re.compile(r"data:[^,]{0,200};\s*base64,", re.ASCII | re.IGNORECASE)
 
 
 def audio_limits(limits: Limits) -> AudioLimits:
@@ -29,7 +29,7 @@ def audio_limits(limits: Limits) -> AudioLimits:
 
 
 def decode_base64(field: str, text: object, limit_bytes: int) -> bytes:
-    """Base64 text to bytes: the standard alphabet with padding. Line ends and a leading data URI are dropped.
+    """Base64 text to bytes: the standard alphabet. Padding may lack; line ends and a leading data URI are dropped.
 
     Raises InvalidRequestError, and HttpProblem 413 for text over `limit_bytes`.
     """
@@ -37,10 +37,12 @@ def decode_base64(field: str, text: object, limit_bytes: int) -> bytes:
         raise invalid(field, "is not text: send the audio file as base64")
     if len(text) > limit_bytes:
         raise too_large(f"{field}", limit_bytes)
-    head = DATA_URI.match(text[:200])
+    head = DATA_URI.match(text[:256])
     letters = text[head.end() if head else 0 :].replace("\r", "").replace("\n", "")
     if not letters:
         raise invalid(field, "is empty: send the audio file as base64")
+    if "=" not in letters[-2:]:
+        letters += "=" * (-len(letters) % 4)
     try:
         if len(letters) % 4 or letters.endswith("==="):  # the decoder lets too much padding pass
             raise invalid(field, _base64_fault(letters))

@@ -10,21 +10,22 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from deployments.messages import ModelUnavailableError, ServiceStatus
-from serve_app.bodies import Body, read_body
+from serve_app.bodies import read_body
 from serve_app.errors import RETRY_SOON_S, HttpProblem
 from serve_app.fields import invalid
-from serve_app.openapi import HEALTH, INITIALIZED, PROBLEMS, SAMPLE, takes
-from serve_app.printable import show
+from serve_app.openapi import HEALTH, INITIAL, INITIALIZED, PROBLEMS, SAMPLE, takes
+from serve_app.printable import printable, show
 from serve_app.samples import SAMPLES
-from serve_app.schemas import parse_initialize
-from serve_app.service import service_of
+from serve_app.schemas import InitializeRequest, parse_initialize
+from serve_app.service import Service, body_limits, service_of
 from serve_app.settings import Settings
-from serve_app.uploads import MIB
 
 router = APIRouter(tags=["Service"])
 
 ADMIN_SECURITY: dict[str, Any] = {"security": [{"bearer": []}, {"api_key": []}]}
 HEALTH_WAIT_S = 0.05  # /health answers within 100 ms, also before the first status has arrived
+INITIALIZED_MESSAGE = "Pipeline initialized successfully"
+READY = ("healthy", "idle")
 BUILT_IN_MODELS = ("nano", "v1-3.5b")
 
 
@@ -43,9 +44,22 @@ async def health(request: Request) -> Response:
 
     Where no replica needs to be there (`generator.min_replicas: 0`), 200 and `idle` until a job has brought one up.
     """
-    service = service_of(request)
+    body = await _health_json(request, service_of(request))
+    if body["status"] in READY:
+        return JSONResponse(body)
+    return JSONResponse(body, 503, {"Retry-After": str(RETRY_SOON_S)})
+
+
+@router.get("/status", summary="Whether the service is initialized", response_model=None, responses={200: INITIAL})
+async def service_status(request: Request) -> Response:
+    """The same as `/health`, always with 200. Clients of the earlier server ask for `initialized`."""
+    body = await _health_json(request, service_of(request))
+    return JSONResponse({"initialized": body["status"] in READY, **body})
+
+
+async def _health_json(request: Request, service: Service) -> dict[str, Any]:
     status = await service.watch.latest(HEALTH_WAIT_S)
-    body = {
+    return {
         "status": _state(status, may_be_idle=service.settings.generator.min_replicas == 0),
         "pipeline_loaded": status is not None and status.loaded,
         "model": status.model if status else None,
@@ -55,9 +69,6 @@ async def health(request: Request) -> Response:
         "queue_size": status.queue_size if status else 0,
         "version": request.app.version,
     }
-    if body["status"] in ("healthy", "idle"):
-        return JSONResponse(body)
-    return JSONResponse(body, 503, {"Retry-After": str(RETRY_SOON_S)})
 
 
 def _state(status: ServiceStatus | None, *, may_be_idle: bool) -> str:
@@ -108,14 +119,9 @@ def configured_model(settings: Settings, asked: str) -> str | None:
     raise invalid("checkpoint_path", f"{show(asked)} is not configured; the models are {names}")
 
 
-def _initialized(status: ServiceStatus) -> Response:
-    message = "Pipeline initialized successfully"
-    return JSONResponse({"success": True, "message": message, "model": status.model, "notice": status.notice})
-
-
 @router.post(
     "/initialize",
-    summary="Load a model (administrators)",
+    summary="Load a model",
     response_model=None,
     responses={200: INITIALIZED, **PROBLEMS},
     openapi_extra=takes("InitializeRequest", required=False) | ADMIN_SECURITY,
@@ -123,25 +129,28 @@ def _initialized(status: ServiceStatus) -> Response:
 async def initialize(request: Request) -> Response:
     """Loads a configured checkpoint on every replica; songs that run are finished with the old one.
 
-    The options come as a JSON body or as query parameters. Needs the administrator's key.
+    The options come as a JSON body, a form or query parameters. Those that have their default stay as they are, and so
+    does everything where none differs: clients of the earlier server begin with such a call, and it needs no key.
+    Another model and other options need the administrator's key.
     """
-    require_admin(request)
     service = service_of(request)
-    limits = service.settings.limits
+    fields: dict[str, object] = dict(request.query_params)
     if _has_body(request):
-        body = await read_body(request, limits.json_mb * MIB, limits.body_timeout_s, frozenset())
-        if request.query_params:
-            raise invalid("body", "comes with query parameters: send the options in one of the two")
-    else:
-        body = Body(dict(request.query_params), from_form=True)
-    asked = parse_initialize(body.fields, from_form=body.from_form)
-    name = configured_model(service.settings, asked.checkpoint_path)
-    try:
-        status = await service.job_manager.initialize(name, asked.options)
-    except ModelUnavailableError as error:
-        raise HttpProblem(422, "model_unavailable", str(error)) from None
-    service.watch.note(status)
-    return _initialized(status)
+        fields |= (await read_body(request, body_limits(service.settings))).fields
+    asked = parse_initialize(fields)
+    ignored = sorted(printable(name) for name in fields.keys() - InitializeRequest.model_fields.keys())
+    status = await service.job_manager.service_status()
+    current = ("", status.model, service.settings.checkpoints.get(status.model))
+    if asked.options or asked.checkpoint_path.strip() not in current:
+        require_admin(request)
+        name = configured_model(service.settings, asked.checkpoint_path)
+        try:
+            status = await service.job_manager.initialize(name, asked.options)
+        except ModelUnavailableError as error:
+            raise HttpProblem(422, "model_unavailable", str(error)) from None
+        service.watch.note(status)
+    body = {"success": True, "message": INITIALIZED_MESSAGE, "model": status.model, "notice": status.notice}
+    return JSONResponse(body | {"ignored_fields": ignored})
 
 
 def _has_body(request: Request) -> bool:

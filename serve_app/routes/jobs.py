@@ -6,10 +6,11 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from deployments.messages import JobEndedError
+from serve_app.accept import check_acceptable, wanted
 from serve_app.batches import batch_response
 from serve_app.ids import known_form
 from serve_app.openapi import AUDIO, CANCELLED, JOB, PROBLEMS, QUEUE, RESULT_QUERY, SONGS, STREAM_QUERY
-from serve_app.responses import audio_response, result_json, song_index, status_json, wanted
+from serve_app.responses import audio_response, json_response, song_index, status_json
 from serve_app.service import service_of
 from serve_app.streaming import stream_song
 
@@ -35,17 +36,21 @@ async def status(request: Request, request_id: str) -> Response:
 async def result(request: Request, request_id: str) -> Response:
     """The audio file; ranges are served. `?index=` says which song of a batch, 0 is the first.
 
-    `Accept: application/json` or `?format=json` answers its parameters instead, `application/zip` or `?format=zip` all
-    songs with their parameters, `multipart/mixed` or `?format=multipart` all songs as parts.
-    400 with `Retry-After` while the job has not ended, 409 when it ended without music, 410 when its music is no
-    longer kept.
+    `Accept: application/json` or `?format=json` answers JSON instead, with its parameters and the song as base64 under
+    `audio`; `application/zip` or `?format=zip` all songs with their parameters, `multipart/mixed` or
+    `?format=multipart` all songs as parts.
+    400 with `Retry-After` while the job has not ended, 406 when Accept names other audio types only, 409 when it ended
+    without music, 410 when its music is no longer kept.
     """
     known, index = known_form(request_id), song_index(request)
     kind = wanted(request, "audio", "json", "zip", "multipart")
     if kind in ("zip", "multipart"):
         return await batch_response(request, known, kind)
     file = await service_of(request).job_manager.result(known, index)
-    return JSONResponse(result_json(request, file.view)) if kind == "json" else audio_response(request, file)
+    if kind == "json":
+        return json_response(request, file)
+    check_acceptable(request, file.view.audio_format)
+    return audio_response(request, file)
 
 
 @router.get(

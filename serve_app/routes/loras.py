@@ -12,8 +12,7 @@ from serve_app.loras import confined_path
 from serve_app.openapi import LORA, LORA_REMOVED, LORAS, PROBLEMS, takes
 from serve_app.routes.admin import ADMIN_SECURITY, require_admin
 from serve_app.schemas import parse_lora
-from serve_app.service import service_of
-from serve_app.uploads import MIB
+from serve_app.service import body_limits, service_of
 
 router = APIRouter(tags=["Adapters"])
 
@@ -50,9 +49,8 @@ async def register_lora(request: Request) -> Response:
     """
     require_admin(request)
     service = service_of(request)
-    limits = service.settings.limits
-    body = await read_body(request, limits.json_mb * MIB, limits.body_timeout_s, frozenset())
-    asked = parse_lora(body.fields, from_form=body.from_form)
+    body = await read_body(request, body_limits(service.settings))
+    asked = parse_lora(body.fields)
     root = service.settings.lora_root
     path = await anyio.to_thread.run_sync(partial(confined_path, root, asked.path))
     info = await service.job_manager.register_lora(asked.name, str(path), str(root))

@@ -8,8 +8,7 @@ from fastapi.responses import JSONResponse, Response
 from serve_app.bodies import read_body
 from serve_app.openapi import LYRICS_QUERY, LYRICS_READ, PROBLEMS, takes
 from serve_app.schemas import LyricsRequest, parse_lyrics
-from serve_app.service import service_of
-from serve_app.uploads import MIB
+from serve_app.service import body_limits, service_of
 
 router = APIRouter(tags=["Lyrics"])
 
@@ -28,7 +27,7 @@ async def _answer(request: Request, asked: LyricsRequest) -> Response:
 )
 async def lyrics_tokens_of_query(request: Request) -> Response:
     """For each line its language, its spelling and the tokens that the model gets. Makes no song."""
-    return await _answer(request, parse_lyrics(dict(request.query_params), from_form=True))
+    return await _answer(request, parse_lyrics(dict(request.query_params)))
 
 
 @router.post(
@@ -40,6 +39,6 @@ async def lyrics_tokens_of_query(request: Request) -> Response:
 )
 async def lyrics_tokens(request: Request) -> Response:
     """The same for lyrics in a body, as JSON or as a form: they are often too long for an address."""
-    limits = service_of(request).settings.limits
-    body = await read_body(request, limits.json_mb * MIB, limits.body_timeout_s, frozenset())
-    return await _answer(request, parse_lyrics(body.fields, from_form=body.from_form))
+    service = service_of(request)
+    body = await read_body(request, body_limits(service.settings))
+    return await _answer(request, parse_lyrics(body.fields))

@@ -3,18 +3,15 @@
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from serve_app.intake import Intake, submit
-from serve_app.openapi import ACCEPTED, PROBLEMS, SONGS, takes
-from serve_app.responses import accepted_response
-from serve_app.routes.generate import answer_with_audio
+from serve_app.intake import Intake
+from serve_app.openapi import ACCEPTED, PROBLEMS, QUEUED, SONGS, takes
+from serve_app.routes.generate import answer_with_audio, queue
 
 router = APIRouter(tags=["Generate from audio"])
 
 UPLOAD = Intake(save_file=True, usual_task="audio2audio")
 UPLOAD_MP3 = Intake(save_file=True, usual_task="audio2audio", audio_format="mp3")
-DIRECT_MP3 = Intake(usual_task="audio2audio", audio_format="mp3")
-
-QUEUED = {202: ACCEPTED, **PROBLEMS}
+DIRECT_MP3 = Intake(usual_task="audio2audio", audio_format="mp3", ends_with_client=True)
 
 
 async def queue_upload(request: Request) -> Response:
@@ -22,12 +19,12 @@ async def queue_upload(request: Request) -> Response:
 
     wav, mp3, flac, ogg and opus are read, judged by their bytes. Answers a `request_id` for `/status` and `/result`.
     """
-    return accepted_response(request, await submit(request, UPLOAD))
+    return await queue(request, UPLOAD)
 
 
 async def queue_upload_mp3(request: Request) -> Response:
     """As the route without `_mp3`, and the result is an MP3 file whatever `format` says."""
-    return accepted_response(request, await submit(request, UPLOAD_MP3))
+    return await queue(request, UPLOAD_MP3)
 
 
 for path, how in (
@@ -40,11 +37,10 @@ for path, how in (
             twin,
             endpoint,
             methods=["POST"],
-            status_code=202,
             name=twin.strip("/"),
             summary=f"Queue {answer} from audio sent {how}",
             response_model=None,
-            responses=QUEUED,
+            responses={200: QUEUED, 202: ACCEPTED, **PROBLEMS},
             openapi_extra=takes("UploadRequest"),
         )
 
@@ -53,7 +49,7 @@ for path, how in (
     "/generate_music_with_audio_direct_mp3",
     summary="Make an MP3 from your audio and receive it",
     response_model=None,
-    responses={200: SONGS, 202: ACCEPTED, **PROBLEMS},
+    responses={200: SONGS, **PROBLEMS},
     openapi_extra=takes("UploadRequest"),
 )
 async def generate_music_with_audio_direct_mp3(request: Request) -> Response:

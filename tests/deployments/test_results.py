@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from acestep_engine.params import AudioFormat
-from deployments.messages import EarlierSong, SourceGoneError, Upload
+from deployments.messages import EarlierSong, SongResult, SourceGoneError, Upload
 from deployments.results import Folders, JobFiles
 from tests.deployments.conftest import make_row
 
 AUDIO = np.frombuffer(b"RIFF and so on", dtype=np.uint8)
 LATENTS = np.ones((8, 16, 3), dtype=np.float32)
+RESULT = SongResult("tiny", "cpu", 0.3, AUDIO.nbytes, {"diffusion_s": 1.5, "decode_s": 0.5, "write_s": 0.1})
 AT = time.mktime((2026, 11, 21, 10, 30, 0, 0, 0, -1))
 
 
@@ -68,13 +69,20 @@ def test_saved_songs_have_the_documented_names_and_their_parameters_beside_them(
     row = make_row("a", songs=songs, request_json=request, output_paths=files.claim_outputs("flac", AT, 2))
     for index in range(2):
         write_song(files, "a", index, "flac")
-    assert [files.save_song(row, index) for index in range(2)] == [
+    assert [files.save_song(row, index, RESULT) for index in range(2)] == [
         "./outputs/output_20261121103000_0.flac",
         "./outputs/output_20261121103000_1.flac",
     ]
     assert (tmp_path / "outputs/output_20261121103000_1.flac").read_bytes() == AUDIO.tobytes()
     parameters = (tmp_path / "outputs/output_20261121103000_1_input_params.json").read_text(encoding="utf-8")
-    assert json.loads(parameters) == {"prompt": "ピアノ", "batch_size": 1, "manual_seeds": 5}
+    asked = {"prompt": "ピアノ", "batch_size": 1, "manual_seeds": 5}
+    for_the_published_interface = {
+        "actual_seeds": [5],
+        "oss_steps": [],
+        "audio_path": "./outputs/output_20261121103000_1.flac",
+        "timecosts": {"diffusion": 1.5, "latent2audio": 0.5},
+    }
+    assert json.loads(parameters) == asked | for_the_published_interface
 
 
 def test_saved_songs_never_overwrite_another(files: JobFiles, tmp_path: Path) -> None:
@@ -92,7 +100,7 @@ def test_nothing_but_the_upload_is_left_of_a_job_that_did_not_complete(files: Jo
     row = make_row("a", songs=(song, song), source=source, output_paths=files.claim_outputs("flac", AT, 2))
     for index in range(2):
         write_song(files, "a", index, "flac")
-        files.save_song(row, index)
+        files.save_song(row, index, RESULT)
     files.discard(row)
     assert all_files(tmp_path) == ["state/sources/5e"]
 

@@ -17,6 +17,7 @@ from acestep_engine.encode import encode_audio
 from acestep_engine.lyrics import LyricTokenizer, is_instrumental
 from acestep_engine.params import Progress
 from deployments.events import EventLog
+from deployments.failures import CANCELLED, CLIENT_LEFT
 from deployments.messages import (
     AudioFile,
     AudioPart,
@@ -268,13 +269,13 @@ class MemoryJobs:
         log = self.logs[request_id]
         return EventBatch(tuple(await log.wait_after(after, wait_s)), log.ended)
 
-    async def cancel(self, request_id: str) -> JobView:
+    async def cancel(self, request_id: str, client_left: bool = False) -> JobView:
         view = self._check(request_id)
         if view.ended:
             raise JobEndedError(view)
-        return await self._update(
-            request_id, status="failed", outcome="cancelled", completed_at=time.time(), error="Cancelled by user"
-        )
+        reason = CLIENT_LEFT if client_left else CANCELLED
+        ending = {"outcome": "cancelled", "error": reason.sentence, "error_code": reason.code}
+        return await self._update(request_id, status="failed", completed_at=time.time(), **ending)
 
     async def read_lyrics(self, lyrics: str, vocal_language: str | None) -> LyricReading:
         tokenizer = LyricTokenizer.load(NANO_PATH / LYRIC_VOCABULARY)

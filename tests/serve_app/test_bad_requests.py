@@ -52,7 +52,7 @@ async def post(
         (b"[]", (422, "not_an_object")),
         (b'"text"', (422, "not_an_object")),
         (b"NaN", (422, "not_an_object")),
-        (b'{"prompt": null}', (422, "invalid_request")),
+        (b'{"unknown": null}', (422, "invalid_request")),
         (b'{"unknown": 1}', (422, "invalid_request")),
         (b'{"\\ud800": 1}', (422, "invalid_request")),
         (b'{"prompt": "\\ud800"}', (422, "invalid_request")),
@@ -218,7 +218,7 @@ FIELDS = st.sampled_from(sorted(GenerateRequest.model_fields))
 async def test_no_json_whatsoever_is_a_server_error(client: httpx.AsyncClient, body: object) -> None:
     content = json.dumps(body).encode()
     response = await client.post("/generate_music_async", content=content, headers=JSON)
-    assert response.status_code in (202, 400, 422, 429), response.text
+    assert response.status_code in (200, 400, 422, 429), response.text
     response.json()
 
 
@@ -229,4 +229,4 @@ async def test_no_json_whatsoever_is_a_server_error(client: httpx.AsyncClient, b
 )
 async def test_no_bytes_whatsoever_are_a_server_error(client: httpx.AsyncClient, content: bytes, kind: str) -> None:
     response = await client.post("/generate_music_async", content=content, headers={"Content-Type": kind})
-    assert response.status_code in (202, 400, 415, 422, 429), response.text
+    assert response.status_code in (200, 400, 415, 422, 429), response.text

@@ -125,4 +125,4 @@ async def test_a_batch_that_is_not_there_is_a_problem_whatever_is_accepted(
 async def test_the_format_of_the_audio_is_no_format_of_an_answer(client: httpx.AsyncClient) -> None:
     response = await client.post("/generate_music_direct?format=mp3", json=BATCH)
     assert response.status_code == 422
-    assert "'mp3' is not one of zip, multipart, audio" in response.json()["detail"]
+    assert "'mp3' is not one of audio, zip, multipart" in response.json()["detail"]

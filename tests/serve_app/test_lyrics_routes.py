@@ -47,7 +47,8 @@ async def test_what_is_not_sung_is_said_to_be_instrumental(client: httpx.AsyncCl
         ({"lyrics": "[lang:tlh] nuqneH"}, "lyrics: line 1: 'tlh' is no language of lyrics"),
         ({"lyrics": "la", "vocal_language": "xx"}, "vocal_language: 'xx' is no language of lyrics"),
         ({"lyrics": "x" * 10_001}, "lyrics: 10,001 characters are over the limit of 10,000"),
-        ({"lyric": "la"}, "did you mean lyrics?"),
+        ({"lyric": "la"}, "the name here is lyrics"),
+        ({"lyrixs": "la"}, "did you mean lyrics?"),
         ({}, "lyrics: is missing"),
     ],
 )

@@ -28,7 +28,7 @@ TASKS: list[dict[str, Any]] = [{"task": "audio2audio"}, {"task": "retake"}, REPA
 
 def resolved(fields: dict[str, Any], found: FoundSource | None = None, **rules: Any) -> ResolvedRequest:
     rules = {"max_songs": 8, **rules}
-    return resolve(parse_generate(fields, from_form=False), found, RouteRules(**rules))
+    return resolve(parse_generate(fields), found, RouteRules(**rules))
 
 
 def song(fields: dict[str, Any], found: FoundSource | None = None) -> GenerationParams:
@@ -81,13 +81,9 @@ def test_a_task_of_an_earlier_song_has_its_words_where_the_request_gives_none() 
     assert (route.steps, route.lyrics) == (27, SUNG.lyrics)
 
 
-def test_text2music_takes_no_source_but_the_reference_that_old_clients_send_unused() -> None:
+def test_text2music_takes_no_source() -> None:
     for found in (FILE, SONG):
         assert "text2music takes no source" in refusal({}, found)
-    unused = FoundSource("ref_audio_input", FILE.source, FRAMES, "theme.wav")
-    request = resolved({"ref_audio_input": "theme.wav"}, unused)
-    assert request.songs[0].task == "text2music"
-    assert request.request_json["ref_audio_input"] == "theme.wav"
 
 
 def test_a_route_has_a_usual_task_that_a_request_may_change() -> None:
@@ -101,7 +97,9 @@ def test_a_route_has_a_usual_task_that_a_request_may_change() -> None:
     ("fields", "length_s"), [(EXTEND, 30.0), (REPAINT, SOURCE_S), (EDIT, SOURCE_S), ({"task": "audio2audio"}, SOURCE_S)]
 )
 def test_a_song_is_as_long_as_its_source_and_what_is_added(fields: dict[str, Any], length_s: float) -> None:
-    assert song(fields | {"audio_duration": 99}, FILE).duration_s == pytest.approx(length_s, abs=0.1)
+    request = resolved(fields | {"audio_duration": 99}, FILE)
+    assert request.songs[0].duration_s == pytest.approx(length_s, abs=0.1)
+    assert request.request_json["audio_duration"] == round(request.songs[0].duration_s, 3)
 
 
 def test_extend_turns_fully_to_new_noise_unless_told_otherwise() -> None:

@@ -234,14 +234,35 @@ async def test_who_hears_all_of_a_song_cancels_nothing(client: httpx.AsyncClient
     assert [view.outcome for view in jobs.views.values()] == ["completed"]
 
 
-async def test_a_song_of_ones_own_that_fails_at_once_or_does_not_begin_is_answered_as_without_a_stream(
-    connect: Connect, settings: Settings, jobs: MemoryJobs
+async def test_a_song_of_ones_own_that_fails_at_once_is_answered_as_without_a_stream(
+    client: httpx.AsyncClient, jobs: MemoryJobs
 ) -> None:
-    client = await connect(settings.model_copy(update={"jobs": JobSettings(sync_wait_s=0.05)}))
     jobs.fail_with = "out_of_memory", "the song does not fit"
     failed = await client.post("/generate_music_direct", json=SONG | {"stream": True})
     assert (failed.status_code, failed.json()["code"]) == (500, "out_of_memory")
+
+
+async def test_a_song_of_ones_own_is_waited_for_until_it_begins(
+    connect: Connect, settings: Settings, jobs: MemoryJobs
+) -> None:
+    client = await connect(settings.model_copy(update={"jobs": JobSettings(sync_wait_s=0.05)}))
     jobs.hold()
-    waiting = await client.post("/generate_music_direct", json=SONG | {"stream": True})
-    assert waiting.status_code == 202
-    assert waiting.headers["location"] == f"/status/{waiting.json()['request_id']}"
+    waiting = asyncio.create_task(client.post("/generate_music_direct", json=SONG | {"stream": True}))
+    await asyncio.sleep(0.3)
+    assert not waiting.done()
+    jobs.release()
+    answer = await waiting
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "audio/wav")
+
+
+async def test_a_song_of_ones_own_whose_service_is_lost_is_504_and_goes_on(
+    client: httpx.AsyncClient, jobs: MemoryJobs
+) -> None:
+    jobs.hold()
+    waiting = asyncio.create_task(client.post("/generate_music_direct", json=SONG | {"stream": True}))
+    await jobs.accepted.wait()
+    jobs.reachable = False
+    jobs.release()
+    answer = await waiting
+    assert (answer.status_code, answer.json()["code"]) == (504, "still_processing")
+    assert [*jobs.views] == [answer.json()["request_id"]]
