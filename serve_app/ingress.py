@@ -114,6 +114,7 @@ def create_app(settings: Settings, job_manager: JobManagerClient, *, behind_prox
         description=openapi.DESCRIPTION,
         openapi_tags=openapi.TAGS,
         lifespan=lifespan,
+        generate_unique_id_function=lambda route: route.name,  # generated clients call their methods by it
     )
     app.add_middleware(RequestFrame, behind_proxy=behind_proxy)
     for router in (

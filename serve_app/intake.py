@@ -14,9 +14,10 @@ from deployments.messages import AudioFile, JobEndedError, JobView, ServiceError
 from serve_app.accept import wanted_format
 from serve_app.bodies import read_body
 from serve_app.errors import BackendError, BackendUnavailableError, job_problem, request_id_of, wait_ended
-from serve_app.fields import invalid
+from serve_app.fields import FieldProblem, InvalidRequestError, invalid
 from serve_app.idempotency import digest_of, key_of
 from serve_app.loras import find_adapter
+from serve_app.names import ALIASES
 from serve_app.request_fields import translate
 from serve_app.resolve import RouteRules, resolve, task_of
 from serve_app.schemas import GenerateRequest, parse_generate
@@ -25,6 +26,7 @@ from serve_app.sources import AUDIO_BASE64, AUDIO_FILE, FILE_FIELDS, find_source
 
 logger = logging.getLogger("ray.serve.acestep")  # Ray Serve's handlers write it
 
+QUERY_IS_WRONG_FOR = {*GenerateRequest.model_fields, *ALIASES, AUDIO_BASE64} - {"format"}
 FOLLOW_S = 10.0  # how long one question for the end of a job waits
 
 
@@ -62,6 +64,7 @@ async def read_order(request: Request, intake: Intake, *, answers_audio: bool = 
     service = service_of(request)
     limits = service.settings.limits
     key = key_of(request)
+    _check_query(request)
     body = await read_body(request, body_limits(service.settings, with_audio=True), AUDIO_FILE)
     named = translate({name: value for name, value in body.fields.items() if name != AUDIO_BASE64})
     asked = parse_generate(named.fields, named.sent_as)
@@ -90,6 +93,14 @@ async def read_order(request: Request, intake: Intake, *, answers_audio: bool = 
         callback_url=asked.callback_url,
     )
     return Order(submission, asked.stream, (*named.ignored, *unread), intake.ends_with_client and key is None)
+
+
+def _check_query(request: Request) -> None:
+    """Refuse fields in the address, which are not read there. `format` is another one there, that of the answer."""
+    misplaced = [name for name in request.query_params if name in QUERY_IS_WRONG_FOR]
+    if misplaced:
+        problem = "stands in the address: send it in the body, as JSON or as a form"
+        raise InvalidRequestError(*(FieldProblem(name, problem) for name in misplaced))
 
 
 def _without_unread_sources(asked: GenerateRequest, intake: Intake) -> tuple[GenerateRequest, tuple[str, ...]]:
