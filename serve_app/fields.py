@@ -223,8 +223,8 @@ AdapterName = Annotated[Text, AfterValidator(adapter_name)]
 
 _WHOLE = {"type": "integer", "format": "int64"}  # without it, generators of clients take 32 bits
 _LISTED = [{"type": "string"}, {"type": "array", "items": _WHOLE}, {"type": "null"}]
-_SEEDS_SCHEMA = {"anyOf": [_WHOLE | {"minimum": -1}, *_LISTED]}
+_SEEDS_SCHEMA = {"oneOf": [_WHOLE | {"minimum": -1}, *_LISTED]}
 _DURATION_SCHEMA = {"type": "number", "minimum": -1, "maximum": MAX_DURATION_S}
 Seeds = Annotated[tuple[int, ...] | None, BeforeValidator(seeds), WithJsonSchema(_SEEDS_SCHEMA)]
-OssSteps = Annotated[tuple[int, ...] | None, BeforeValidator(oss_steps), WithJsonSchema({"anyOf": _LISTED})]
+OssSteps = Annotated[tuple[int, ...] | None, BeforeValidator(oss_steps), WithJsonSchema({"oneOf": _LISTED})]
 Duration = Annotated[Number, AfterValidator(duration), WithJsonSchema(_DURATION_SCHEMA)]

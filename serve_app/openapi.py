@@ -46,8 +46,8 @@ TAGS = [
     {"name": "Service", "description": "Health, the model, ideas."},
 ]
 
-# Text where JSON readers would round the number.
-Seed = Annotated[int, WithJsonSchema({"type": "integer", "format": "int64"})] | str
+# Text where JSON readers would round the number. `oneOf` and the format are what generators of clients understand.
+Seed = Annotated[int | str, WithJsonSchema({"oneOf": [{"type": "integer", "format": "int64"}, {"type": "string"}]})]
 
 
 class Answer(BaseModel):
@@ -360,6 +360,16 @@ def _body_schemas() -> dict[str, Any]:
     }
 
 
+def _drop_unknown_json(described: dict[str, Any]) -> None:
+    """Remove the JSON of any kind that FastAPI adds to answers of another type: generated clients would read it."""
+    for path in described["paths"].values():
+        for operation in path.values():
+            for response in operation["responses"].values():
+                content = response.get("content", {})
+                if len(content) > 1 and content.get("application/json") == {"schema": {}}:
+                    del content["application/json"]
+
+
 def install(app: FastAPI) -> None:
     """Make `app.openapi()` carry the bodies that FastAPI does not know."""
 
@@ -372,6 +382,7 @@ def install(app: FastAPI) -> None:
                 tags=app.openapi_tags,
                 routes=app.routes,
             )
+            _drop_unknown_json(described)
             components = described.setdefault("components", {})
             problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
             nested = problem.pop("$defs", {})
