@@ -81,7 +81,9 @@ def test_a_language_without_a_line_is_an_empty_line(tokenizer: LyricTokenizer) -
 
 def test_a_structure_tag_is_english_whatever_the_song_is_sung_in(tokenizer: LyricTokenizer) -> None:
     tokens = tokenizer.encode("[verse]\n3\n[lang:ko] [rap] 3", vocal_language="ko")
-    assert [(line.language, line.source) for line in tokens.lines] == [("en", "tag"), ("ko", "given"), ("ko", "given")]
+    assert [(line.number, line.text, line.language, line.source) for line in tokens.lines] == [
+        (1, "[verse]", "en", "tag"), (2, "3", "ko", "given"), (3, "[rap]", "en", "tag"), (3, "3", "ko", "given"),
+    ]  # fmt: skip
 
 
 def test_the_same_number_is_read_in_the_language_of_the_song(tokenizer: LyricTokenizer) -> None:
