@@ -1,5 +1,6 @@
 """Why a job did not end well: what a client is told, and whether another replica should try again."""
 
+import logging
 from dataclasses import dataclass
 
 from ray.exceptions import RayError, RayTaskError
@@ -15,6 +16,7 @@ from acestep_engine.errors import (
     NumericalError,
     RequestError,
 )
+from deployments.messages import ServiceError
 
 
 class RenderError(Exception):
@@ -93,3 +95,11 @@ def explain(cause: BaseException) -> Failure | None:
             return Failure("generation_failed", str(cause))
         case _:
             return None
+
+
+def is_unexpected(record: logging.LogRecord) -> bool:
+    """Keep a log record, unless it is the traceback of an error that answers a client's mistake.
+
+    Serve logs whatever a method of a replica raises as an error with a traceback.
+    """
+    return record.exc_info is None or not isinstance(record.exc_info[1], ServiceError | RequestError)

@@ -24,6 +24,7 @@ from acestep_engine.conditioning import Conditioning
 from acestep_engine.encode import AudioEncoder
 from acestep_engine.params import OUTPUT_SAMPLE_RATE_HZ, AdapterLimits, ModelSpec, Progress
 from acestep_engine.requests import Decoded, Finished, Inputs, Latents
+from deployments.failures import is_unexpected
 from deployments.messages import JOB_MANAGER, ByteArray, Heartbeat, Rendered, RenderJob, is_latents
 
 if TYPE_CHECKING:  # they take seconds to import, and only the replica needs them
@@ -135,6 +136,7 @@ class Generator:
 
         Raises CheckpointError if it cannot be loaded.
         """
+        logger.addFilter(is_unexpected)
         context = serve.get_replica_context()
         self._replica_id = context.replica_id.unique_id
         self._gpu_ids = tuple(ray.get_runtime_context().get_accelerator_ids().get("GPU", ()))

@@ -21,7 +21,7 @@ from deployments.autoscaling import WANTED_SONGS
 from deployments.callbacks import CallbackRules
 from deployments.deliveries import Deliveries
 from deployments.events import EventLog
-from deployments.failures import CANCELLED, CLIENT_LEFT, cause_of
+from deployments.failures import CANCELLED, CLIENT_LEFT, cause_of, is_unexpected
 from deployments.fleet import Fleet
 from deployments.lease import LeaseTerms
 from deployments.live_jobs import LiveJob
@@ -38,7 +38,6 @@ from deployments.messages import (
     ModelUnavailableError,
     QueueStatus,
     ReplicaState,
-    ServiceError,
     ServiceStatus,
     SourceSong,
     StorageError,
@@ -87,7 +86,7 @@ class JobManager:
     ) -> None:
         """Takes up the jobs that an earlier life left, in order. Raises StorageError for an unusable state folder."""
         self._config = config
-        logger.addFilter(_is_unexpected)
+        logger.addFilter(is_unexpected)
         self._lock = await StateLock.acquire(config.folders.state)
         try:
             self._files = await asyncio.to_thread(JobFiles, config.folders)
@@ -395,8 +394,3 @@ class JobManager:
         position = self._waiting.position(job.row.request_id)
         view = view_of(job.row, position, job.progress)
         return dataclasses.replace(view, expected_wait_s=self._runner.pace.wait_s(position) if position else 0.0)
-
-
-def _is_unexpected(record: logging.LogRecord) -> bool:
-    """Serve logs whatever a method raises as an error with a traceback; what we answer on purpose is none."""
-    return record.exc_info is None or not isinstance(record.exc_info[1], ServiceError | RequestError)

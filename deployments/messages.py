@@ -201,14 +201,18 @@ class AudioPart:
 
 @dataclass(frozen=True)
 class LyricLineReading:
-    """How one line of lyrics was read. `source` says why it has its language: tag, given or detected."""
+    """How one line of lyrics, or a part of it in a language of its own, was read.
 
-    number: int  # from 1
+    `source` says why it has its language: tag, given or detected.
+    """
+
+    number: int  # from 1; the parts of a line have the same number
     text: str
     language: str
     source: str
     spelling: str  # numbers, abbreviations and foreign letters spelled out
     ids: tuple[int, ...]
+    notes: tuple[str, ...]  # sentences on brackets and headings that were read as words
     tokens: tuple[str, ...]  # what the ids stand for
 
 

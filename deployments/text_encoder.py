@@ -15,6 +15,7 @@ from acestep_engine.download import ensure_checkpoint
 from acestep_engine.errors import EngineError, RequestError
 from acestep_engine.params import ModelSpec
 from deployments.cpus import available_cpus
+from deployments.failures import is_unexpected
 from deployments.messages import LyricLineReading, LyricReading
 
 if TYPE_CHECKING:  # it takes seconds to import, and only the replica needs it
@@ -43,6 +44,7 @@ class TextEncoder:
 
         Raises CheckpointError if it cannot be loaded.
         """
+        logger.addFilter(is_unexpected)
         self._download_to = download_to
         self._device = None if use_gpu else "cpu"
         self._cache_entries = cache_entries

@@ -6,16 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
-from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from acestep_engine.errors import ParameterError
 from acestep_engine.languages import LANGUAGES, parse_language
+from acestep_engine.lyrics import check_languages
 from acestep_engine.params import MAX_DURATION_S, MAX_SEED, MAX_STEPS, AudioFormat, CfgType, SchedulerType
 from serve_app.printable import show
 
 MIN_DURATION_S = 1.0
 MAX_SEEDS_LISTED = 64
+MAX_LYRICS = 10_000  # characters
 MAX_LISTED = 200  # entries of a list that are looked at
 LORA_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 NO_ADAPTER = "none"  # what lora_name_or_path says for none
@@ -107,7 +109,7 @@ def format_name(value: object) -> object:
     return name.removeprefix(".") if isinstance(name, str) else name
 
 
-BAD_CHARACTERS = re.compile("[\x00-\x08\x0e-\x1f\x7f]")  # C0 and DEL, but not tab and the line ends
+BAD_CHARACTERS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")  # C0 and DEL, but not tab and line ends
 
 
 def clean_text(text: str) -> str:
@@ -115,6 +117,16 @@ def clean_text(text: str) -> str:
     found = BAD_CHARACTERS.search(text)
     if found is not None:
         raise refuse(f"has the control character U+{ord(found[0]):04X} at position {found.start()}")
+    return text
+
+
+def lyrics(text: str) -> str:
+    """The lyrics, with VT and FF as the line ends that they are. Refuses a `[lang:xx]` of an unknown language."""
+    text = clean_text(text.replace("\v", "\n").replace("\f", "\n"))
+    try:
+        check_languages(text)
+    except ParameterError as error:
+        raise refuse(error.problem) from None
     return text
 
 
@@ -209,6 +221,7 @@ Number = Annotated[float, BeforeValidator(number)]
 Whole = Annotated[int, BeforeValidator(whole)]
 Flag = Annotated[bool, BeforeValidator(flag)]
 Text = Annotated[str, AfterValidator(clean_text)]
+Lyrics = Annotated[str, Field(max_length=MAX_LYRICS), AfterValidator(lyrics)]  # the length first: it bounds the work
 OptionalText = Annotated[Text | None, BeforeValidator(blank_is_null)]
 Format = Annotated[AudioFormat, BeforeValidator(format_name)]
 Scheduler = Annotated[SchedulerType, BeforeValidator(lower)]

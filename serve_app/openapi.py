@@ -166,14 +166,19 @@ class Cancelled(Answer):
 
 
 class LyricLine(Answer):
-    """How one line was read."""
+    """How one line was read, or a part of it: structure tags and words of different languages are listed apart."""
 
-    number: int = Field(description="From 1; blank lines count and are not listed.")
-    text: str
+    number: int = Field(
+        description="From 1; blank lines count and are not listed. The parts of a line have the same number."
+    )
+    text: str = Field(description="Without invisible characters, and with letters and quotes as the model knows them.")
     language: str
     source: str = Field(description="Why it has this language: tag (of structure: English), given or detected.")
     spelling: str = Field(description="Numbers, abbreviations and foreign letters spelled out.")
     ids: list[int]
+    notes: list[str] = Field(
+        description="Sentences on brackets and headings that are read as words, such as `(Chorus)` or `[Verse 1]`."
+    )
     tokens: list[str] = Field(description="What the ids stand for.")
 
 

@@ -19,6 +19,7 @@ from serve_app.fields import (
     Guidance,
     InvalidRequestError,
     LoraName,
+    Lyrics,
     Number,
     OptionalText,
     OssSteps,
@@ -74,9 +75,8 @@ class GenerateRequest(BaseModel):
         max_length=2_000,
         description="Style, instruments, mood, tempo: tags separated by commas. Also `genre`, `tags`, `caption`.",
     )
-    lyrics: Text = Field(
+    lyrics: Lyrics = Field(
         DEFAULT_LYRICS,
-        max_length=10_000,
         description="Words to sing, with [verse], [chorus] and [bridge] lines. Blank or [inst] is instrumental.",
     )
     vocal_language: VocalLanguage = Field(
@@ -187,8 +187,8 @@ class GenerateRequest(BaseModel):
     edit_target_prompt: Text | None = Field(
         None, max_length=2_000, description="edit: what it is to become; prompt and lyrics say what the source is."
     )
-    edit_target_lyrics: Text | None = Field(
-        None, max_length=10_000, description="edit: its words. null keeps the prompt or the lyrics; one must be given."
+    edit_target_lyrics: Lyrics | None = Field(
+        None, description="edit: its words. null keeps the prompt or the lyrics; one must be given."
     )
     edit_n_min: Number = Field(0.0, ge=0, le=1, description="edit: the part of the steps from which on it is edited.")
     edit_n_max: Number = Field(
@@ -248,7 +248,7 @@ class LyricsRequest(BaseModel):
         json_schema_extra={"example": {"lyrics": "[verse]\n[lang:de] Ich zähle 3 Rosen\nand a bridge"}},
     )
 
-    lyrics: Text = Field(max_length=10_000, description="The lyrics, line by line.")
+    lyrics: Lyrics = Field(description="The lyrics, line by line.")
     vocal_language: VocalLanguage = Field(None, description="The language of lines that do not name their own.")
 
 

@@ -16,6 +16,10 @@ from acestep_engine.lyrics.spelling import SPELLED_LANGUAGES, expand_abbreviatio
 
 _SPACES = re.compile(r"\s+")
 _SURROGATES = re.compile(r"[\ud800-\udfff]")
+# Words that are Mandarin already, as ComfyUI's lyrics have them: wo3 ai4 ni3. A syllable ends with its tone.
+_PINYIN_SYLLABLE = r"(?:[zcs]h|[bpmfdtnlgkhjqxrzcsyw])?(?:[aeiouvü]{1,3}(?:ng?|r)?|ng?|m)[1-5]"
+_PINYIN = re.compile(rf"[^\w]*+(?:{_PINYIN_SYLLABLE}[^\w]*+)++", re.IGNORECASE)
+_SPACE_BETWEEN_SYLLABLES = re.compile(r"(?<=[1-5])\s+(?=\w)")
 _TURKISH_CAPITALS = str.maketrans("İÖÜ", "iöü")  # str.lower would make two characters of İ
 
 
@@ -31,6 +35,8 @@ class Cleaner:
     def clean(self, line: str, language: Language) -> str:
         """`line` in lower case, spelled out and in the letters that `language` has in the vocabulary.
 
+        A Chinese line that is written in pinyin with tones stays, spaced as that of characters is.
+
         Never raises. Where the published tokenizer raises, and so drops the line, a lone surrogate is read as U+FFFD
         and kana that have no reading are left out.
         """
@@ -40,6 +46,8 @@ class Cleaner:
                 return self._romanize_japanese(line).lower()
         if language not in SPELLED_LANGUAGES:
             return _SPACES.sub(" ", line.lower())
+        if language == "zh" and _PINYIN.fullmatch(line):
+            return _SPACES.sub(" ", _SPACE_BETWEEN_SYLLABLES.sub("", line.strip().lower().replace("ü", "v")))
         line = line.replace('"', "")
         if language == "tr":
             line = line.translate(_TURKISH_CAPITALS)

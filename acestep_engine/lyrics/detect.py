@@ -8,11 +8,13 @@ its own is read in the light of the clear lines of the same song:
   unless another one is three times as likely; the likeliest of all if there is no clear line.
 - One to four Han characters that Japanese has too, and no kana: Japanese if the nearest other line in kana or Han is,
   else Chinese.
-- No letters, too few to tell, or only "la la", "oh", "hey" and the like: as the nearest line that says more, the one
-  before first; else English. So is a line in another script, which the lyric vocabulary does not have.
+- No letters, too few to tell, or only "la la", "oh", "hey" and the like: the language of most of the song's other
+  lines, else English. Of several that are as frequent, the nearest line's, the one before first. So is a line in
+  another script, which the lyric vocabulary does not have.
 """
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from threading import Lock
@@ -55,16 +57,22 @@ class LanguageDetector:
     def __init__(self) -> None:
         self._lock = Lock()
 
-    def detect(self, lines: Sequence[str]) -> list[Language]:
-        """One language for each line of a song; `lines` are in order and hold no structure tags."""
-        found: list[Language | None] = [_by_script(line) for line in lines]
+    def detect(self, lines: Sequence[str], known: Sequence[Language | None] | None = None) -> list[Language]:
+        """Return one language for each line of a song; `lines` are in order and hold no structure tags.
+
+        `known` holds the languages that were asked for, one for each line; they stay, and the other lines are read in
+        their light too.
+        """
+        known = known or [None] * len(lines)
+        found = [language or _by_script(line) for language, line in zip(known, lines, strict=True)]
         votes = {i: self._rank(line) for i, line in enumerate(lines) if found[i] is None and _says_something(line)}
         clear = {language for language, probability in map(_likeliest, votes.values()) if probability >= _CLEAR}
+        clear |= {language for language in known if language in _LATIN_LANGUAGES}
         for i, vote in votes.items():
             if _likeliest(vote)[1] >= _FAINT:
                 found[i] = _in_song(vote, clear)
-        _place_short_han(lines, found)
-        return [language or "en" for language in _nearest(found)]
+        _place_short_han(lines, found, known)
+        return [language or near or "en" for language, near in zip(found, _nearest(_majority(found)), strict=True)]
 
     def _rank(self, line: str) -> Mapping[Language, float]:
         with self._lock:
@@ -107,9 +115,16 @@ def _in_song(vote: Mapping[Language, float], clear: set[Language]) -> Language:
     return candidate if likelihood * _FAR_LIKELIER >= probability else language
 
 
-def _place_short_han(lines: Sequence[str], found: list[Language | None]) -> None:
+def _majority(found: Sequence[Language | None]) -> list[Language | None]:
+    """Keep the languages that most lines are in: one, or several that are as frequent."""
+    counts = Counter(language for language in found if language is not None)
+    most = max(counts.values(), default=0)
+    return [language if language is not None and counts[language] == most else None for language in found]
+
+
+def _place_short_han(lines: Sequence[str], found: list[Language | None], known: Sequence[Language | None]) -> None:
     """Gives the lines of a few Han characters the language of the song's nearest other East Asian line."""
-    short = {i for i, line in enumerate(lines) if found[i] == "zh" and _may_be_japanese(line)}
+    short = {i for i, line in enumerate(lines) if known[i] is None and found[i] == "zh" and _may_be_japanese(line)}
     if short:
         others = [language if language in ("ja", "zh") and i not in short else None for i, language in enumerate(found)]
         near = _nearest(others)

@@ -1,7 +1,6 @@
 """Lyrics to token ids, exactly as the published ACE-Step v1 tokenizer, with a language for each line."""
 
-import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,27 +11,31 @@ from acestep_engine.errors import CheckpointError, CheckpointNotFoundError
 from acestep_engine.languages import LANGUAGES, Language, language_token, parse_language
 from acestep_engine.lyrics.clean import Cleaner
 from acestep_engine.lyrics.detect import LanguageDetector
+from acestep_engine.lyrics.lines import WrittenLine, read_lines
+from acestep_engine.lyrics.normalize import Folding, split_lines
+from acestep_engine.lyrics.notes import notes_on
 
 START = "[START]"
 SPACE = "[SPACE]"
 INSTRUMENTAL_ID = 0  # the published pipeline's id for a song without lyrics, masked out
-
-_STRUCTURE_TAG = re.compile(r"\[.*?\]")
-_LANGUAGE_PREFIX = re.compile(r"\[lang:([^\]]*)\]\s*", re.IGNORECASE)
 
 LanguageSource = Literal["tag", "given", "detected"]
 
 
 @dataclass(frozen=True)
 class LyricLine:
-    """One line with text. `source` says why it has its language: a structure tag, asked for, or detected."""
+    """One line with text, or a part of it that has a language of its own; its parts follow each other.
 
-    number: int  # from 1
-    text: str  # stripped, without its `[lang:xx]`
+    `source` says why it has its language: it is a structure tag, the language was asked for, or it was detected.
+    """
+
+    number: int  # from 1; the parts of a line have the same number
+    text: str  # normalised and stripped, without its `[lang:xx]`
     language: Language
     source: LanguageSource
     spelling: str  # the text as it was cleaned
-    ids: tuple[int, ...]  # without the space that ends the line
+    ids: tuple[int, ...]  # without the space that ends it
+    notes: tuple[str, ...]  # sentences on brackets and headings that were read as words
 
 
 @dataclass(frozen=True)
@@ -44,11 +47,6 @@ class LyricTokens:
     lines: tuple[LyricLine, ...] = ()
 
 
-def is_instrumental(lyrics: str) -> bool:
-    """Whether nothing is sung: `lyrics` is blank, `[inst]` or `[instrumental]`."""
-    return lyrics.strip().lower() in ("", "[inst]", "[instrumental]")
-
-
 class LyricTokenizer:
     """Turns lyrics into token ids of one checkpoint's vocabulary; safe to call from many threads."""
 
@@ -58,6 +56,8 @@ class LyricTokenizer:
         self._space_id = self._special_id(SPACE)
         for language in LANGUAGES:
             self._special_id(language_token(language))
+        self._tags = _structure_tags(vocabulary)
+        self._folding = Folding({token for token in vocabulary.get_vocab() if len(token) == 1})
         self._cleaner = Cleaner()
         self._detector = LanguageDetector()
 
@@ -79,7 +79,10 @@ class LyricTokenizer:
             raise CheckpointError(f"{vocab_path}: {error}") from error
 
     def encode_line(self, line: str, language: Language) -> list[int]:
-        """The ids of one line in `language`, its language token first, without the space that ends a line."""
+        """Return the published ids of one line in `language`: its language token first, no space at the end.
+
+        The line is taken as it is: it is not normalised, and no language tag is looked for.
+        """
         return self._encode_spelling(self._cleaner.clean(line, language), language)
 
     def _encode_spelling(self, spelling: str, language: Language) -> list[int]:
@@ -92,42 +95,42 @@ class LyricTokenizer:
         return [self._vocabulary.id_to_token(token_id) or "" for token_id in ids]
 
     def encode(self, lyrics: str, vocal_language: str | None = None) -> LyricTokens:
-        """The ids of a song: a start token, then each line with a space after it; an empty line is one space.
+        """Return the ids of a song: a start token, then each line with a space after it; an empty line is one space.
 
-        A line's language is, first that applies: the one that it begins with, as in `[lang:de] Ich liebe dich`; English
-        if it begins with a structure tag such as `[verse]`; `vocal_language`; the detected one. Blank lyrics are the
-        published pipeline's instrumental: one id 0 with mask 0. `[inst]` is tokenized, as the model has learnt it.
+        The lyrics are normalised first. Structure tags that begin a line, such as `[verse]`, are English. The language
+        of words is, first that applies: the one named before them, as in `[lang:de] Ich liebe dich`;
+        `vocal_language`; the detected one. English words stay one line with the tags before them, as published. Words
+        of another language are read as a line of their own: `[verse] Ich liebe dich` has the ids of two lines.
+
+        Blank lyrics are the published pipeline's instrumental: one id 0 with mask 0. `[inst]` is tokenized, as the
+        model has learnt it.
 
         Raises ParameterError for a language that is not one of `LANGUAGES`.
         """
         given = parse_language(vocal_language) if vocal_language is not None else None
-        if not lyrics.strip():
+        normal = [line.translate(self._folding) for line in split_lines(lyrics)]
+        if not any(line.strip() for line in normal):
             return LyricTokens(ids=(INSTRUMENTAL_ID,), mask=(0,))
+        written = read_lines(normal)
+        languages = iter(self._languages(written, given))
         ids = [self._start_id]
-        lines = []
-        for number, (text, language, source) in enumerate(self._with_languages(lyrics, given), start=1):
-            if text:
+        lines: list[LyricLine] = []
+        for number, line in enumerate(written, start=1):
+            parts = list(_parts(line, given, languages))
+            for text, language, source in parts:
                 spelling = self._cleaner.clean(text, language)
-                line_ids = tuple(self._encode_spelling(spelling, language))
-                lines.append(LyricLine(number, text, language, source, spelling, line_ids))
-                ids.extend(line_ids)
-            ids.append(self._space_id)
+                part_ids = tuple(self._encode_spelling(spelling, language))
+                notes = notes_on(text, self._tags)
+                lines.append(LyricLine(number, text, language, source, spelling, part_ids, notes))
+                ids.extend((*part_ids, self._space_id))
+            if not parts:
+                ids.append(self._space_id)
         return LyricTokens(tuple(ids), (1,) * len(ids), tuple(lines))
 
-    def _with_languages(self, lyrics: str, given: Language | None) -> list[tuple[str, Language, LanguageSource]]:
-        """Each line stripped, with its language and why."""
-        lines: list[tuple[str, Language | None, LanguageSource]] = []
-        for number, line in enumerate(lyrics.split("\n"), start=1):
-            text = line.strip()
-            if prefix := _LANGUAGE_PREFIX.match(text):
-                language = parse_language(prefix[1], field="lyrics", where=f"line {number}: ")
-                lines.append((text[prefix.end() :], language, "given"))
-            elif _STRUCTURE_TAG.match(text):
-                lines.append((text, "en", "tag"))
-            else:
-                lines.append((text, given, "given" if given else "detected"))
-        detected = iter(self._detector.detect([text for text, known, _ in lines if known is None]))
-        return [(text, next(detected) if known is None else known, source) for text, known, source in lines]
+    def _languages(self, written: Sequence[WrittenLine], given: Language | None) -> list[Language]:
+        """The language of each phrase of a song, in order."""
+        phrases = [phrase for line in written for phrase in line.phrases]
+        return self._detector.detect([phrase.text for phrase in phrases], [phrase.named or given for phrase in phrases])
 
     def _special_id(self, token: str) -> int:
         token_id: int | None = self._vocabulary.token_to_id(token)
@@ -136,3 +139,26 @@ class LyricTokenizer:
         if self._vocabulary.encode(token).ids != [token_id]:
             raise CheckpointError(f"the lyric vocabulary does not read {token} as one special token")
         return token_id
+
+
+def _parts(
+    line: WrittenLine, given: Language | None, languages: Iterator[Language]
+) -> Iterator[tuple[str, Language, LanguageSource]]:
+    """What of a line is encoded together, with its language and why. `languages` are those of the phrases to come."""
+    tags = line.tags
+    for phrase in line.phrases:
+        language = next(languages)
+        source: LanguageSource = "given" if phrase.named or given else "detected"
+        if tags and language != "en":
+            yield tags.strip(), "en", "tag"
+            tags = ""
+        yield tags + phrase.text, language, source
+        tags = ""
+    if tags:
+        yield tags.strip(), "en", "tag"
+
+
+def _structure_tags(vocabulary: Tokenizer) -> frozenset[str]:
+    """The special tokens that lyrics may hold as tags; they are in lower case."""
+    tokens = {token.content for token in vocabulary.get_added_tokens_decoder().values()}
+    return frozenset(token for token in tokens if token.islower()) - {language_token(code) for code in LANGUAGES}

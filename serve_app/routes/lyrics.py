@@ -1,4 +1,4 @@
-"""How the model reads lyrics."""
+"""Routes that show how the model reads lyrics."""
 
 from dataclasses import asdict
 
@@ -20,25 +20,27 @@ async def _answer(request: Request, asked: LyricsRequest) -> Response:
 
 @router.get(
     "/lyrics/tokens",
-    summary="How lyrics are read",
+    summary="Read lyrics",
     response_model=None,
     responses={200: LYRICS_READ, **PROBLEMS},
     openapi_extra={"parameters": LYRICS_QUERY},
 )
 async def lyrics_tokens_of_query(request: Request) -> Response:
-    """For each line its language, its spelling and the tokens that the model gets. Makes no song."""
+    """Return the language, spelling, tokens and notes of each line, as the model reads it. This makes no song.
+
+    A note names a bracket or a heading that is read as words, such as `(Chorus)`.
+    """
     return await _answer(request, parse_lyrics(dict(request.query_params)))
 
 
 @router.post(
     "/lyrics/tokens",
-    summary="How long lyrics are read",
+    summary="Read long lyrics",
     response_model=None,
     responses={200: LYRICS_READ, **PROBLEMS},
     openapi_extra=takes("LyricsRequest"),
 )
 async def lyrics_tokens(request: Request) -> Response:
-    """The same for lyrics in a body, as JSON or as a form: they are often too long for an address."""
-    service = service_of(request)
-    body = await read_body(request, body_limits(service.settings))
+    """Read lyrics from a JSON body or a form: they are often too long for an address."""
+    body = await read_body(request, body_limits(service_of(request).settings))
     return await _answer(request, parse_lyrics(body.fields))

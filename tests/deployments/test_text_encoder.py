@@ -12,7 +12,7 @@ from acestep_engine.checkpoint import NANO_PATH
 from acestep_engine.conditioning import Conditioning, EncodeRequest
 from acestep_engine.errors import CheckpointError, ParameterError
 from acestep_engine.params import ModelSpec
-from deployments.text_encoder import TextEncoder
+from deployments.text_encoder import TextEncoder, logger
 
 NANO = ModelSpec("nano", str(NANO_PATH))
 WORDS = EncodeRequest("piano", "[verse]\nla la")
@@ -97,6 +97,26 @@ async def test_a_caller_that_leaves_is_not_waited_for(encoder: Recorder) -> None
     leaving.cancel()
     assert isinstance(await staying, Conditioning)
     assert leaving.cancelled()
+
+
+async def test_a_clients_mistake_leaves_no_traceback_in_the_replicas_log(
+    encoder: Recorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    def log_as_serve_does(error: Exception) -> None:
+        logger.error("Request failed.", exc_info=error)
+
+    mistakes = await asyncio.gather(
+        encoder.read_lyrics(NANO, "la", "xx"),
+        encoder.encode(NANO, asked("a", lyrics="[lang:xx] la")),
+        encoder.encode(NANO, asked("b", lyrics="1234567 " * 1_250)),  # too long once it is spelled out
+        return_exceptions=True,
+    )
+    for mistake in mistakes:
+        assert isinstance(mistake, ParameterError)
+        log_as_serve_does(mistake)
+    assert not caplog.records
+    log_as_serve_does(ZeroDivisionError())
+    assert len(caplog.records) == 1
 
 
 async def test_lyrics_are_read_as_a_song_would_have_them(encoder: Recorder) -> None:

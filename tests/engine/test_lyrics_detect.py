@@ -68,6 +68,19 @@ def test_a_line_that_says_nothing_is_as_the_nearest_that_does(detector: Language
     assert detector.detect([line]) == ["en"]
 
 
+@pytest.mark.parametrize("line", ["La la la", "1999", "Hey, hey"])
+def test_a_line_that_says_nothing_is_in_the_language_of_most_lines(detector: LanguageDetector, line: str) -> None:
+    english, hindi = "Neon lights they flicker bright", "तुम ही हो मेरी जिंदगी"
+    assert detector.detect([english, english, hindi, line, hindi, english]) == ["en", "en", "hi", "en", "hi", "en"]
+    assert detector.detect([english, hindi, line, hindi]) == ["en", "hi", "hi", "hi"]
+
+
+def test_languages_that_are_known_stay_and_count(detector: LanguageDetector) -> None:
+    lines = ["hamkke", "hamkke", "Neon lights they flicker bright", "la la"]
+    assert detector.detect(lines, ["ko", "ko", None, None]) == ["ko", "ko", "en", "ko"]
+    assert detector.detect(["東京", "夜に駆けていく"], ["zh", None]) == ["zh", "ja"]
+
+
 def test_a_script_that_the_vocabulary_lacks_is_english(detector: LanguageDetector) -> None:
     assert detector.detect(["Γειά σου", "สวัสดี"]) == ["en", "en"]
 

@@ -35,8 +35,46 @@ async def test_every_line_tells_its_language_its_spelling_and_its_tokens(
     assert not jobs.views
 
 
+async def test_brackets_and_headings_that_are_read_as_words_are_noted(client: httpx.AsyncClient) -> None:
+    asked = {"lyrics": "[verse]\n(Chorus)\n[guitar solo]\nla la"}
+    read = openapi.LyricsRead.model_validate((await client.post("/lyrics/tokens", json=asked)).json())
+    assert [line.notes for line in read.lines] == [
+        [],
+        ["'(Chorus)' is read as words: the structure tag is [chorus]"],
+        ["'[guitar solo]' is read as words: it is not a structure tag of the model"],
+        [],
+    ]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", "\v", "\f", "\u2028", "\\n"])
+async def test_lyrics_of_a_form_end_their_lines_however_the_client_writes_it(
+    client: httpx.AsyncClient, end: str
+) -> None:
+    response = await client.post("/lyrics/tokens", data={"lyrics": f"[verse]{end}[lang:de]Hallo"})
+    read = openapi.LyricsRead.model_validate(response.json())
+    assert [(line.number, line.text) for line in read.lines] == [(1, "[verse]"), (2, "Hallo")]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"lyrics": "[verse]\n[lang:tlh] nuqneH"},
+        {"task": "edit", "source_request_id": "x", "edit_target_lyrics": "[verse]\n[lang:tlh] nuqneH"},
+    ],
+)
+async def test_a_song_in_an_unknown_language_is_refused_before_it_is_a_job(
+    client: httpx.AsyncClient, jobs: MemoryJobs, fields: dict[str, str]
+) -> None:
+    response = await client.post("/generate_music_async", json=fields)
+    assert response.status_code == 422
+    name = list(fields)[-1]
+    assert response.json()["errors"][0]["field"] == name
+    assert "line 2: 'tlh' is no language of lyrics" in response.json()["detail"]
+    assert not jobs.views
+
+
 async def test_what_is_not_sung_is_said_to_be_instrumental(client: httpx.AsyncClient) -> None:
-    for lyrics in ("", "[inst]"):
+    for lyrics in ("", "[inst]", "\ufeff[inst]\r\n", "[inst]\\n[inst]"):
         read = (await client.post("/lyrics/tokens", json={"lyrics": lyrics})).json()
         assert read["instrumental"] is True
 
