@@ -1,10 +1,62 @@
 """What runs in Ray Serve's HTTP proxy, in front of the ingress."""
 
+import logging
+
 from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve_app.ids import REQUEST_ID as REQUEST_ID_FORM
+
+logger = logging.getLogger("ray.serve.acestep")  # Ray Serve's handlers write it
+
+CALLBACK_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+CALLBACK = "serve_app.proxy:middlewares"
+
 REQUEST_ID = "X-Request-ID"
+
+# Headers by which a caller steers Ray's proxy: how long it waits for an answer, whether a client that leaves cancels
+# its request, which replica is asked. Ray reads them with `-` and `_` alike.
+CONTROL_HEADERS = frozenset(
+    (b"x-request-timeout-seconds", b"x-request-disconnect-disabled", b"x-session-id", b"serve-multiplexed-model-id")
+)
+# Headers that Ray reads as UTF-8, and fails at other bytes.
+READ_AS_TEXT = frozenset((b"traceparent", b"tracestate", b"baggage"))
+
+
+class ClientHeaders:
+    """Keeps from Ray's proxy what a client may not decide there, or what it would fail at."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if "headers" in scope:
+            scope["headers"] = _allowed(scope["headers"])
+        await self._app(scope, receive, send)
+
+
+def _allowed(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    kept: list[tuple[bytes, bytes]] = []
+    identified = False
+    for name, value in headers:
+        known = name.lower().replace(b"_", b"-")
+        if known in CONTROL_HEADERS or (known in READ_AS_TEXT and not _is_text(value)):
+            continue
+        if known == b"x-request-id":
+            if identified or not REQUEST_ID_FORM.fullmatch(value.decode("latin-1")):
+                continue  # Ray's proxy gives the request an id of its own
+            identified = True
+        kept.append((name, value))
+    return kept
+
+
+def _is_text(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 class OneRequestId:
@@ -26,5 +78,15 @@ class OneRequestId:
 
 
 def middlewares() -> list[Middleware]:
-    """For RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH, which `acestep-serve` sets."""
-    return [Middleware(OneRequestId)]
+    """For RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH, which `acestep-serve` sets. Called before the server starts."""
+    try:
+        from serve_app import http_protocol
+    except ImportError as error:  # another uvicorn: it serves all the same
+        logger.warning(
+            "this uvicorn has no %s, so that requests which offer an upgrade (Java's HttpClient, curl --http2) lose "
+            "their bodies: install the version in constraints.txt",
+            error.name,
+        )
+    else:
+        http_protocol.install()
+    return [Middleware(OneRequestId), Middleware(ClientHeaders)]
