@@ -9,9 +9,9 @@ from deployments.messages import JobEndedError
 from serve_app.batches import batch_response
 from serve_app.ids import known_form
 from serve_app.openapi import AUDIO, CANCELLED, JOB, PROBLEMS, QUEUE, RESULT_QUERY, SONGS, STREAM_QUERY
-from serve_app.responses import audio_response, result_json, song_index, status_json, wanted
+from serve_app.responses import result_json, song_index, status_json, wanted
 from serve_app.service import service_of
-from serve_app.streaming import stream_song
+from serve_app.streaming import made_song, stream_song
 
 router = APIRouter(tags=["Jobs"])
 
@@ -31,7 +31,6 @@ async def status(request: Request, request_id: str) -> Response:
     responses={200: SONGS, 206: AUDIO, **PROBLEMS},
     openapi_extra={"parameters": RESULT_QUERY},
 )
-@router.head("/result/{request_id}", include_in_schema=False)
 async def result(request: Request, request_id: str) -> Response:
     """The audio file; ranges are served. `?index=` says which song of a batch, 0 is the first.
 
@@ -44,8 +43,10 @@ async def result(request: Request, request_id: str) -> Response:
     kind = wanted(request, "audio", "json", "zip", "multipart")
     if kind in ("zip", "multipart"):
         return await batch_response(request, known, kind)
+    if kind == "audio":
+        return await made_song(request, known, index)
     file = await service_of(request).job_manager.result(known, index)
-    return JSONResponse(result_json(request, file.view)) if kind == "json" else audio_response(request, file)
+    return JSONResponse(result_json(request, file.view))
 
 
 @router.get(
