@@ -31,7 +31,7 @@ from deployments.messages import (
 from serve_app import errors, openapi
 from serve_app.errors import BackendFailedError, BackendUnavailableError
 from serve_app.middleware import Application
-from serve_app.routes import admin, events, generate, jobs, loras, lyrics, uploads
+from serve_app.routes import admin, docs, events, generate, jobs, loras, lyrics, uploads
 from serve_app.service import JobManagerClient, Service, StatusWatch
 from serve_app.settings import Settings
 
@@ -67,6 +67,8 @@ def create_app(settings: Settings, job_manager: JobManagerClient, *, behind_prox
         description=openapi.DESCRIPTION,
         openapi_tags=openapi.TAGS,
         lifespan=lifespan,
+        docs_url=None,  # FastAPI's own pages load their scripts from the internet
+        redoc_url=None,
     )
     for router in (
         generate.router,
@@ -76,6 +78,7 @@ def create_app(settings: Settings, job_manager: JobManagerClient, *, behind_prox
         events.router,
         loras.router,
         admin.router,
+        docs.router,
     ):
         app.include_router(router)
     errors.install(app)
