@@ -1,5 +1,7 @@
 """Binds the deployments together. `serve run serve_config.yaml` and `acestep-serve` both start here."""
 
+import logging
+import os
 import uuid
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,10 @@ from deployments.results import Folders
 from deployments.retention import RetentionTerms
 from deployments.text_encoder import TextEncoder
 from serve_app.ingress import Ingress
+from serve_app.proxy import CALLBACK, CALLBACK_VARIABLE
 from serve_app.settings import JobSettings, Settings
+
+logger = logging.getLogger("ray.serve.acestep")  # Ray Serve's handlers write it
 
 MANY_REQUESTS = 10_000  # the JobManager bounds its queue itself; Serve's default of 5 would be a bottleneck
 JOB_MANAGER_GRACE_S = 10.0  # its jobs run in its next life
@@ -47,6 +52,7 @@ def build_app(settings: Settings) -> Application:
     Relative folders mean those of the directory this is called in. Raises PlacementError for replicas that the cluster
     has no place for, ModelUnavailableError for a model that cannot be had.
     """
+    warn_of_a_bare_proxy()
     resources = ray.cluster_resources()
     placement = place(_replica_request(settings), resources.get("CPU", 0.0), resources.get("GPU", 0.0))
     models = resolve_models(_model_choice(settings), cluster_has_gpu=placement.generator_gpus > 0)
@@ -91,6 +97,18 @@ def build_app(settings: Settings) -> Application:
         logging_config=quiet,  # it writes its own line for each request
     )
     return ingress.bind(resolved, job_manager.bind(config, generator, text_encoder))
+
+
+def warn_of_a_bare_proxy() -> None:
+    """Serve's proxies read the variable when they start; `acestep-serve` sets it, `serve run` and KubeRay do not."""
+    if CALLBACK_VARIABLE not in os.environ:
+        logger.warning(
+            "%s is not set: set it to %s where Ray and Serve are started, or requests that offer an upgrade (Java's "
+            "HttpClient, curl --http2) lose their bodies, HTTP/1.0 clients get chunk sizes in their audio, and songs "
+            "have two X-Request-ID",
+            CALLBACK_VARIABLE,
+            CALLBACK,
+        )
 
 
 def _retention(jobs: JobSettings) -> RetentionTerms:

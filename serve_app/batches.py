@@ -31,8 +31,6 @@ async def batch_response(request: Request, request_id: str, kind: Kind) -> Respo
         boundary = uuid.uuid4().hex
         headers["Content-Type"] = f"multipart/mixed; boundary={boundary}"
         body = _multipart(_songs(jobs, first), boundary)
-    if request.method == "HEAD":
-        return Response(headers=headers)
     return StreamingResponse(body, headers=headers)
 
 

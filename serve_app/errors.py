@@ -35,6 +35,7 @@ from deployments.messages import (
     StorageError,
 )
 from serve_app.fields import FieldProblem, InvalidRequestError
+from serve_app.middleware import allowed_methods
 from serve_app.printable import printable
 
 logger = logging.getLogger("ray.serve.acestep")  # Ray Serve's handlers write it
@@ -231,7 +232,8 @@ async def _answer_http(request: Request, error: Exception) -> JSONResponse:
     codes = {404: "not_found", 405: "method_not_allowed"}
     details = {404: "there is no such route; /docs lists them", 405: "this route does not take this method; see Allow"}
     detail = details.get(status, HTTPStatus(status).phrase)
-    problem = HttpProblem(status, codes.get(status, "http_error"), detail, headers=error.headers)
+    headers = {"Allow": allowed_methods(request)} if status == 405 else error.headers
+    problem = HttpProblem(status, codes.get(status, "http_error"), detail, headers=headers)
     return problem_response(request, problem)
 
 

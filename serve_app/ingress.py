@@ -2,9 +2,7 @@
 
 import asyncio
 import importlib.metadata
-import logging
 import time
-import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
@@ -14,8 +12,6 @@ from ray import serve
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
-from starlette.datastructures import Headers, MutableHeaders
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from acestep_engine.errors import EngineError
 from deployments.messages import (
@@ -34,17 +30,13 @@ from deployments.messages import (
 )
 from serve_app import errors, openapi
 from serve_app.errors import BackendFailedError, BackendUnavailableError
-from serve_app.ids import REQUEST_ID
-from serve_app.printable import printable
-from serve_app.routes import admin, events, generate, jobs, loras, lyrics, uploads
+from serve_app.middleware import Application
+from serve_app.routes import admin, docs, events, generate, jobs, loras, lyrics, uploads
 from serve_app.service import JobManagerClient, Service, StatusWatch
 from serve_app.settings import Settings
 
-logger = logging.getLogger("ray.serve.acestep")  # Ray Serve's handlers write it
-
 PATIENCE_S = 30.0  # with a JobManager that restarts, which takes some seconds
 RETRY_PAUSE_S = 0.5
-CLIENT_CLOSED = 499  # in the log only: nobody is there to be answered
 
 
 def package_version() -> str:
@@ -53,48 +45,6 @@ def package_version() -> str:
         return importlib.metadata.version("acestep-serve")
     except importlib.metadata.PackageNotFoundError:
         return "source"
-
-
-class RequestFrame:
-    """Gives every request an id, answers it as X-Request-ID, and writes one line to the log.
-
-    Behind Ray Serve's proxy the id is the one the proxy gave (or passed on). The proxy answers that id itself, beside
-    whatever header we send, so that only an id that differs from it is sent from here.
-    """
-
-    def __init__(self, app: ASGIApp, *, behind_proxy: bool) -> None:
-        self._app = app
-        self._behind_proxy = behind_proxy
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        given = Headers(scope=scope).get("x-request-id", "")
-        foreign = self._behind_proxy and REQUEST_ID.fullmatch(given) is not None
-        request_id = given if foreign else uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
-        started, status = time.perf_counter(), 500
-
-        async def send_framed(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                headers = MutableHeaders(scope=message)
-                answered = headers.setdefault("X-Request-ID", request_id)
-                if self._behind_proxy and answered == given:
-                    del headers["X-Request-ID"]
-            await send(message)
-
-        try:
-            await self._app(scope, receive, send_framed)
-        except asyncio.CancelledError:
-            status = CLIENT_CLOSED
-            raise
-        finally:
-            elapsed_ms = (time.perf_counter() - started) * 1000
-            where = printable(f"{scope['method']} {scope['path']}", 120)
-            logger.info("%s %s %d %.0f ms", request_id, where, status, elapsed_ms)
 
 
 def create_app(settings: Settings, job_manager: JobManagerClient, *, behind_proxy: bool = False) -> FastAPI:
@@ -108,15 +58,19 @@ def create_app(settings: Settings, job_manager: JobManagerClient, *, behind_prox
         yield
         watching.cancel()
 
-    app = FastAPI(
+    app = Application(
+        behind_proxy=behind_proxy,
+        lost_client=RayError,
+        cors_origins=settings.cors_origins,
         title="ACE-Step music generation",
         version=package_version(),
         description=openapi.DESCRIPTION,
         openapi_tags=openapi.TAGS,
         lifespan=lifespan,
         generate_unique_id_function=lambda route: route.name,  # generated clients call their methods by it
+        docs_url=None,  # FastAPI's own pages load their scripts from the internet
+        redoc_url=None,
     )
-    app.add_middleware(RequestFrame, behind_proxy=behind_proxy)
     for router in (
         generate.router,
         uploads.router,
@@ -125,6 +79,7 @@ def create_app(settings: Settings, job_manager: JobManagerClient, *, behind_prox
         events.router,
         loras.router,
         admin.router,
+        docs.router,
     ):
         app.include_router(router)
     errors.install(app)

@@ -59,6 +59,26 @@ def _is_text(value: bytes) -> bool:
     return True
 
 
+class PlainTarget:
+    """Reads `http://host/health`, which RFC 9112 lets every client send, and `//health` as `/health`.
+
+    Ray's proxy finds an application by how a path begins.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] in ("http", "websocket"):
+            prefix = scope.get("root_path", "")
+            path = scope["path"].removeprefix(prefix)
+            scheme, colon, rest = path.partition("://")
+            if colon and scheme.lower() in ("http", "https"):
+                path = rest.partition("/")[2]
+            scope["path"] = f"{prefix}/{path.lstrip('/')}"
+        await self._app(scope, receive, send)
+
+
 class OneRequestId:
     """Keeps the X-Request-ID that the application answers. The proxy adds its own behind it, and two mean nothing."""
 
@@ -89,4 +109,4 @@ def middlewares() -> list[Middleware]:
         )
     else:
         http_protocol.install()
-    return [Middleware(OneRequestId), Middleware(ClientHeaders)]
+    return [Middleware(OneRequestId), Middleware(ClientHeaders), Middleware(PlainTarget)]

@@ -4,8 +4,9 @@ import base64
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Sequence
-from typing import Any, Literal
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Self
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
@@ -14,6 +15,7 @@ from acestep_engine.audio import MEDIA_TYPES
 from deployments.messages import RETAKE_SEED_TASKS, AudioFile, ByteArray, JobView, json_seed, published_form
 from serve_app.errors import RETRY_SOON_S, HttpProblem
 from serve_app.printable import printable
+from serve_app.service import service_of
 
 # What is copied at a time: a song of 240 s as wav is 46 MB. Parts of base64 can be joined where each has 3 n bytes.
 CHUNK_BYTES = 1024 * 1023
@@ -148,8 +150,6 @@ def json_response(request: Request, file: AudioFile) -> Response:
     head = json.dumps(result_json(request, file.view), ensure_ascii=False)[:-1] + ', "audio": "'
     size = len(head.encode()) + 4 * -(-file.audio.size // 3) + len(JSON_END)
     headers = {"Content-Length": str(size)}
-    if request.method == "HEAD":
-        return Response(headers=headers, media_type="application/json")
 
     async def parts() -> AsyncIterator[bytes]:
         yield head.encode()
@@ -162,30 +162,49 @@ def json_response(request: Request, file: AudioFile) -> Response:
 
 def audio_response(request: Request, file: AudioFile) -> Response:
     """The encoded song, or the range of it that was asked for. Raises HttpProblem 416."""
-    view, size = file.view, file.audio.size
-    song, result = view.songs[file.index], view.results[file.index]
-    tag = f'"{view.request_id}.{file.index}"'
-    ranged = request.headers.get("range")
-    if request.headers.get("if-range", tag) != tag:
-        ranged = None
-    asked = _asked_range(ranged, size)
-    start, end = asked or (0, size)
-    headers = {
-        "Content-Type": MEDIA_TYPES[view.audio_format],
-        "Content-Length": str(end - start),
-        "Content-Disposition": f'attachment; filename="{file_name(view, file.index if len(view.songs) > 1 else None)}"',
-        "Accept-Ranges": "bytes",
-        "ETag": tag,
-        "X-Request-ID": view.request_id,
-        "X-Seed": str(song.seed),
-        "X-Model": printable(result.model).encode("ascii", "replace").decode(),
-    }
-    if asked:
-        headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
-    status = 206 if asked else 200
-    if request.method == "HEAD":
-        return Response(status_code=status, headers=headers)
-    return StreamingResponse(chunks(file.audio, start, end), status, headers)
+    answer = AudioAnswer.of(request, file.view, file.index, file.audio.size)
+    return StreamingResponse(chunks(file.audio, answer.start, answer.end), answer.status, answer.headers)
+
+
+@dataclass(frozen=True)
+class AudioAnswer:
+    """What is answered of a song that is made: its bytes from `start` to `end`."""
+
+    status: int
+    headers: Mapping[str, str]
+    start: int
+    end: int
+
+    @classmethod
+    def of(cls, request: Request, view: JobView, index: int, size: int, disposition: str = "attachment") -> Self:
+        """The song, or the range of it that was asked for. Raises HttpProblem 416."""
+        tag = f'"{view.request_id}.{index}"'
+        ranged = request.headers.get("range") if request.headers.get("if-range", tag) == tag else None
+        asked = _asked_range(ranged, size)
+        start, end = asked or (0, size)
+        name = file_name(view, index if len(view.songs) > 1 else None)
+        headers = {
+            "Content-Type": MEDIA_TYPES[view.audio_format],
+            "Content-Length": str(end - start),
+            "Content-Disposition": f'{disposition}; filename="{name}"',
+            "Accept-Ranges": "bytes",
+            "ETag": tag,
+            "X-Request-ID": view.request_id,
+            "X-Seed": str(view.songs[index].seed),
+            "X-Model": printable(view.results[index].model).encode("ascii", "replace").decode(),
+        }
+        if asked:
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+        if request.method == "GET":
+            headers |= _kept_by_clients(request, view)
+        return cls(206 if asked else 200, headers, start, end)
+
+
+def _kept_by_clients(request: Request, view: JobView) -> dict[str, str]:
+    """A song never changes, but it expires. JSON and archives have the same address."""
+    expires_at = (view.completed_at or 0.0) + service_of(request).settings.jobs.result_ttl_s
+    left_s = max(0, int(expires_at - time.time()))
+    return {"Cache-Control": f"private, max-age={left_s}, immutable", "Vary": "Accept, Origin"}
 
 
 def file_name(view: JobView, index: int | None = None) -> str:

@@ -23,6 +23,9 @@ StoreUrl = Annotated[str, Field(pattern=r"^(sqlite|(redis|rediss|unix)://.+)$")]
 # A name, or an IPv6 address. A port behind it is refused: it would match nothing.
 CallbackHost = Annotated[str, Field(pattern=r"^((\*\.)?[A-Za-z0-9._-]+|[0-9A-Fa-f]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*)$")]
 
+# As a browser sends it: scheme and host, without a path. Editors and desktop applications have schemes of their own.
+Origin = Annotated[str, Field(pattern=r"^(\*|null|[a-z][a-z0-9+.-]*://[^/\s*]+)$")]
+
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -105,6 +108,7 @@ class Settings(Section):
     generator: GeneratorSettings = GeneratorSettings()
     text_encoder: TextEncoderSettings = TextEncoderSettings()
     ingress_replicas: Annotated[int, Field(ge=1)] = 1
+    cors_origins: tuple[Origin, ...] = ()  # web pages of other origins that may read the answers; "*": of any
     jobs: JobSettings = JobSettings()
     limits: Limits = Limits()
     callbacks: CallbackSettings = Field(default_factory=CallbackSettings)

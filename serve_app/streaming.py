@@ -3,18 +3,28 @@
 import asyncio
 import logging
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
 
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from acestep_engine.audio import MEDIA_TYPES
-from deployments.messages import AudioPart, JobFailedError, JobNotEndedError, JobView, ServiceError
+from deployments.messages import (
+    AudioPart,
+    JobFailedError,
+    JobNotEndedError,
+    JobView,
+    ServiceError,
+    SongNotFoundError,
+)
+from serve_app.accept import check_acceptable
 from serve_app.errors import BackendError, BackendUnavailableError, job_problem, wait_ended
 from serve_app.intake import Order, abandon, cancel_without_client
+from serve_app.middleware import wants_only_headers
 from serve_app.printable import printable
-from serve_app.responses import file_name
+from serve_app.responses import AudioAnswer, file_name
 from serve_app.service import Service, service_of
 
 logger = logging.getLogger("ray.serve.acestep")  # Ray Serve's handlers write it
@@ -23,7 +33,7 @@ LISTEN_S = 10.0  # how long one question to the JobManager waits for audio
 
 
 class BrokenStreamError(Exception):
-    """The rest of a song will not come. Raised after the first bytes, it breaks the connection: the client sees it."""
+    """The rest of a song will not come. After the first bytes only a broken connection can say so."""
 
 
 class _Listener:
@@ -43,31 +53,47 @@ class _Listener:
             if part.audio.size or left_s <= 0:
                 return part
 
-    async def rest(self, part: AudioPart) -> AsyncIterator[bytes]:
-        """These bytes and all that follow them. Raises BrokenStreamError."""
-        yield part.audio.tobytes()
-        heard = part.audio.size
-        while not part.last:
+    async def at(self, start: int, edition: str) -> AudioPart:
+        """Bytes of a song that is made. Raises JobFailedError where its file is gone."""
+        return await self._listen(start, edition, 0.0)
+
+    async def rest(self, part: AudioPart, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
+        """These bytes, which begin at `start`, and all that follow them, or those before `end`.
+
+        Raises BrokenStreamError.
+        """
+        heard = start
+        while True:
+            audio = part.audio if end is None else part.audio[: end - heard]
+            heard += audio.size
+            if audio.size:
+                yield audio.tobytes()
+            if heard == end or (part.last and end is None):
+                return
+            if part.last:
+                logger.error("%s ends after %d bytes of %d", self._request_id, heard, end)
+                raise BrokenStreamError(self._request_id)
             try:
                 part = await self._listen(heard, part.edition, LISTEN_S)
             except (ServiceError, BackendError) as error:
                 logger.warning("%s breaks off after %d bytes: %s", self._request_id, heard, type(error).__name__)
                 raise BrokenStreamError(self._request_id) from None
-            heard += part.audio.size
-            if part.audio.size:
-                yield part.audio.tobytes()
 
     async def _listen(self, heard: int, edition: str | None, wait_s: float) -> AudioPart:
         return await self._service.job_manager.listen(self._request_id, self._index, heard, edition, wait_s)
 
 
 class _SongResponse(StreamingResponse):
-    """Tells when its client leaves before the end."""
+    """Tells when its client leaves before the end. Where the rest of a song will not come, it ends without an end."""
 
     def __init__(
-        self, parts: AsyncIterator[bytes], headers: dict[str, str], on_leave: Callable[[], None] | None
+        self,
+        parts: AsyncIterator[bytes],
+        headers: Mapping[str, str],
+        status: int = 200,
+        on_leave: Callable[[], None] | None = None,
     ) -> None:
-        super().__init__(self._watched(parts), headers=headers)
+        super().__init__(self._watched(parts), status, headers)
         self._on_leave = on_leave
         self._complete = False
 
@@ -75,6 +101,10 @@ class _SongResponse(StreamingResponse):
         async for part in parts:
             yield part
         self._complete = True
+
+    async def stream_response(self, send: Send) -> None:
+        with suppress(BrokenStreamError):  # the server closes the connection of an answer without an end
+            await super().stream_response(send)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -85,17 +115,53 @@ class _SongResponse(StreamingResponse):
 
 
 async def stream_song(request: Request, request_id: str, index: int) -> Response:
-    """A song of a job in any state: what there is of it, then what comes.
+    """A song of a job in any state: once it is made as `made_song`, else what there is of it, then what comes.
 
     Raises JobNotFoundError, SongNotFoundError, JobFailedError, JobNotEndedError if nothing comes for as long as a route
     waits.
     """
     service = service_of(request)
+    view = await service.job_manager.status(request_id)
+    if view.ended:
+        return await _made(request, view, index, "inline")
+    _check_index(view, index)
+    if wants_only_headers(request):
+        return Response(headers=await _headers(service, view, index))
     listener = _Listener(service, request_id, index)
     first = await listener.first(service.settings.jobs.sync_wait_s)
     if not first.audio.size:
         raise JobNotEndedError(first.view)
     return await _response(service, listener, first, index)
+
+
+async def made_song(request: Request, request_id: str, index: int) -> Response:
+    """A song that is made, or the range of it that was asked for; no more of it is read than its client takes.
+
+    Raises JobNotFoundError, SongNotFoundError, JobNotEndedError, JobFailedError, HttpProblem 406 and 416.
+    """
+    view = await service_of(request).job_manager.status(request_id)
+    check_acceptable(request, view.audio_format)
+    return await _made(request, view, index, "attachment")
+
+
+async def _made(request: Request, view: JobView, index: int, disposition: str) -> Response:
+    _check_index(view, index)
+    if not view.ended:
+        raise JobNotEndedError(view)
+    if view.outcome != "completed":
+        raise JobFailedError(view)
+    result = view.results[index]
+    answer = AudioAnswer.of(request, view, index, result.audio_bytes, disposition)
+    listener = _Listener(service_of(request), view.request_id, index)
+    # Before anything is answered: a file that is gone is an error. Behind its end there is nothing to read.
+    at = result.audio_bytes if wants_only_headers(request) else answer.start
+    first = await listener.at(at, result.edition)
+    return _SongResponse(listener.rest(first, answer.start, answer.end), answer.headers, answer.status)
+
+
+def _check_index(view: JobView, index: int) -> None:
+    if index >= len(view.songs):
+        raise SongNotFoundError(index, len(view.songs))
 
 
 async def stream_new_song(request: Request, order: Order) -> Response:
@@ -138,10 +204,15 @@ async def stream_accepted_song(request: Request, order: Order, view: JobView) ->
 async def _response(
     service: Service, listener: _Listener, first: AudioPart, index: int, on_leave: Callable[[], None] | None = None
 ) -> Response:
-    view = first.view
+    headers = await _headers(service, first.view, index)
+    return _SongResponse(listener.rest(first), headers, on_leave=on_leave)
+
+
+async def _headers(service: Service, view: JobView, index: int) -> dict[str, str]:
+    """Those of a song that is being made."""
     status = await service.watch.latest(0)
     model = view.results[index].model if view.results else status.model if status is not None else ""
-    headers = {
+    return {
         "Content-Type": MEDIA_TYPES[view.audio_format],
         "Content-Disposition": f'inline; filename="{file_name(view, index if len(view.songs) > 1 else None)}"',
         "Cache-Control": "no-store",
@@ -150,4 +221,3 @@ async def _response(
         "X-Seed": str(view.songs[index].seed),
         "X-Model": printable(model).encode("ascii", "replace").decode(),
     }
-    return _SongResponse(listener.rest(first), headers, on_leave)

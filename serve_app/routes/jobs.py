@@ -6,13 +6,13 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from deployments.messages import JobEndedError
-from serve_app.accept import check_acceptable, wanted
+from serve_app.accept import wanted
 from serve_app.batches import batch_response
 from serve_app.ids import known_form
 from serve_app.openapi import AUDIO, CANCELLED, JOB, PROBLEMS, QUEUE, RESULT_QUERY, SONGS, STREAM_QUERY
-from serve_app.responses import audio_response, json_response, song_index, status_json
+from serve_app.responses import json_response, song_index, status_json
 from serve_app.service import service_of
-from serve_app.streaming import stream_song
+from serve_app.streaming import made_song, stream_song
 
 router = APIRouter(tags=["Jobs"])
 
@@ -32,7 +32,6 @@ async def status(request: Request, request_id: str) -> Response:
     responses={200: SONGS, 206: AUDIO, **PROBLEMS},
     openapi_extra={"parameters": RESULT_QUERY},
 )
-@router.head("/result/{request_id}", include_in_schema=False)
 async def result(request: Request, request_id: str) -> Response:
     """The audio file; ranges are served. `?index=` says which song of a batch, 0 is the first.
 
@@ -46,11 +45,10 @@ async def result(request: Request, request_id: str) -> Response:
     kind = wanted(request, "audio", "json", "zip", "multipart")
     if kind in ("zip", "multipart"):
         return await batch_response(request, known, kind)
+    if kind == "audio":
+        return await made_song(request, known, index)
     file = await service_of(request).job_manager.result(known, index)
-    if kind == "json":
-        return json_response(request, file)
-    check_acceptable(request, file.view.audio_format)
-    return audio_response(request, file)
+    return json_response(request, file)
 
 
 @router.get(

@@ -90,7 +90,7 @@ class StartServer(Protocol):
 def live_settings(tmp_path: Path) -> Settings:
     """The settings of `live_server`; a test file may override this fixture."""
     return Settings(
-        limits=Limits(json_mb=1, upload_mb=2, base64_mb=3, body_timeout_s=5.0),
+        limits=Limits(json_mb=1, upload_mb=2, base64_mb=3),
         jobs=JobSettings(sync_wait_s=10.0),
         output_dir=tmp_path / "outputs",
         state_dir=tmp_path / "state",

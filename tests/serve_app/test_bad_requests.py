@@ -178,7 +178,7 @@ async def test_unknown_routes_and_methods_are_problems_too(client: httpx.AsyncCl
         response = await client.request(method, path)
         assert response.status_code == status
         openapi.Problem.model_validate(response.json())
-    assert response.headers["allow"] == "GET"
+    assert response.headers["allow"] == "GET, HEAD"
 
 
 async def test_an_unforeseen_failure_tells_the_client_nothing(

@@ -1,18 +1,25 @@
 """What stands between a connection and the application: the protocol, the proxy's middleware, our own."""
 
+import asyncio
 import inspect
 import warnings
+from typing import Any
 
+import httpx
 import pytest
 import uvicorn
 import uvicorn.config
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray's models use pydantic in an old way
+    from ray.exceptions import TaskCancelledError
     from ray.serve._private.http_util import start_asgi_http_server
+
+    from serve_app.app import warn_of_a_bare_proxy
 from serve_app.http_protocol import HttpProtocol
-from serve_app.proxy import middlewares
+from serve_app.proxy import CALLBACK, CALLBACK_VARIABLE, middlewares
+from tests.serve_app.memory import MemoryJobs
 
 
 def test_serves_proxy_runs_our_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,6 +35,18 @@ def test_serves_proxy_runs_our_protocol(monkeypatch: pytest.MonkeyPatch) -> None
     config.app = _nothing
     config.load()
     assert config.http_protocol_class is HttpProtocol
+
+
+def test_a_cluster_whose_proxy_is_bare_says_what_to_set(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(CALLBACK_VARIABLE, CALLBACK)
+    warn_of_a_bare_proxy()
+    assert not caplog.records
+    monkeypatch.delenv(CALLBACK_VARIABLE)
+    warn_of_a_bare_proxy()
+    (record,) = caplog.records
+    assert f"set it to {CALLBACK}" in record.getMessage()
 
 
 async def _nothing(scope: Scope, receive: Receive, send: Send) -> None:
@@ -49,7 +68,7 @@ async def headers_behind_the_proxy(*headers: tuple[bytes, bytes]) -> list[tuple[
     application = proxy
     for middleware in middlewares():
         application = middleware.cls(application)  # type: ignore[assignment, arg-type]
-    await application({"type": "http", "headers": list(headers)}, receive, send)
+    await application({"type": "http", "path": "/", "headers": list(headers)}, receive, send)
     return seen
 
 
@@ -75,3 +94,33 @@ async def test_headers_that_serves_proxy_would_fail_at_are_dropped() -> None:
 async def test_one_request_id_of_our_form_reaches_serves_proxy() -> None:
     first, second = (b"x-request-id", b"a" * 32), (b"x-request-id", b"b" * 32)
     assert await headers_behind_the_proxy((b"x-request-id", b"mine"), first, second) == [first]
+
+
+@pytest.mark.parametrize("path", ["events", "stream"])
+async def test_a_follower_that_ray_has_lost_has_left(
+    client: httpx.AsyncClient, jobs: MemoryJobs, caplog: pytest.LogCaptureFixture, path: str
+) -> None:
+    """Ray answers the question for what a client sends next with this error, a moment before it ends the request."""
+    jobs.hold_the_second_half()
+    song = (await client.post("/generate_music_async", json={"prompt": "piano"})).json()["request_id"]
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        await asyncio.sleep(0.05)
+        raise TaskCancelledError
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "GET", "path": f"/{path}/{song}", "query_string": b"", "headers": []}
+    await app_of(client)(scope, receive, send)
+    assert sent[0]["status"] == 200
+    assert not [record for record in caplog.records if record.exc_info]
+    left = [record.getMessage() for record in caplog.records if f"/{path}/" in record.getMessage()]
+    assert len(left) == 1
+
+
+def app_of(client: httpx.AsyncClient) -> ASGIApp:
+    transport: Any = client._transport
+    app: ASGIApp = transport.app
+    return app
