@@ -1,6 +1,7 @@
 """The ids of jobs."""
 
 import re
+from dataclasses import dataclass
 
 from deployments.messages import JobNotFoundError
 
@@ -12,3 +13,18 @@ def known_form(request_id: str) -> str:
     if not REQUEST_ID.fullmatch(request_id):
         raise JobNotFoundError(request_id)
     return request_id
+
+
+@dataclass(frozen=True)
+class SongAddress:
+    """Which song of which job an address means. Some players want the extension of the file at its end."""
+
+    request_id: str
+    index: int
+    extension: str | None = None
+
+    @classmethod
+    def parse(cls, last_part: str, index: int) -> "SongAddress":
+        """Read the last part of a path, `<request_id>` or `<request_id>.<extension>`. Raises JobNotFoundError."""
+        request_id, dot, extension = last_part.partition(".")
+        return cls(known_form(request_id), index, extension.lower() if dot else None)

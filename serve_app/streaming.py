@@ -1,6 +1,8 @@
 """Songs as they are made: the answer begins with the first audio, and goes on while the rest is decoded."""
 
 import asyncio
+import base64
+import json
 import logging
 import math
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -20,15 +22,17 @@ from deployments.messages import (
     SongNotFoundError,
 )
 from serve_app.accept import check_acceptable
-from serve_app.errors import BackendError, BackendUnavailableError, job_problem, wait_ended
+from serve_app.errors import BackendError, BackendUnavailableError, HttpProblem, job_problem, wait_ended
+from serve_app.ids import SongAddress
 from serve_app.intake import Order, abandon, cancel_without_client
 from serve_app.middleware import wants_only_headers
 from serve_app.printable import printable
-from serve_app.responses import AudioAnswer, file_name
+from serve_app.responses import AudioAnswer, file_name, result_json
 from serve_app.service import Service, service_of
 
 logger = logging.getLogger("ray.serve.acestep")  # Ray Serve's handlers write it
 
+JSON_END = b'"}'
 LISTEN_S = 10.0  # how long one question to the JobManager waits for audio
 
 
@@ -114,44 +118,42 @@ class _SongResponse(StreamingResponse):
                 self._on_leave()
 
 
-async def stream_song(request: Request, request_id: str, index: int) -> Response:
+async def stream_song(request: Request, address: SongAddress) -> Response:
     """A song of a job in any state: once it is made as `made_song`, else what there is of it, then what comes.
 
     Raises JobNotFoundError, SongNotFoundError, JobFailedError, JobNotEndedError if nothing comes for as long as a route
     waits.
     """
     service = service_of(request)
-    view = await service.job_manager.status(request_id)
+    view = await _view(service, address)
+    index = address.index
     if view.ended:
         return await _made(request, view, index, "inline")
-    _check_index(view, index)
     if wants_only_headers(request):
         return Response(headers=await _headers(service, view, index))
-    listener = _Listener(service, request_id, index)
+    listener = _Listener(service, view.request_id, index)
     first = await listener.first(service.settings.jobs.sync_wait_s)
     if not first.audio.size:
         raise JobNotEndedError(first.view)
     return await _response(service, listener, first, index)
 
 
-async def made_song(request: Request, request_id: str, index: int) -> Response:
+async def made_song(request: Request, address: SongAddress) -> Response:
     """A song that is made, or the range of it that was asked for; no more of it is read than its client takes.
 
     Raises JobNotFoundError, SongNotFoundError, JobNotEndedError, JobFailedError, HttpProblem 406 and 416.
     """
-    view = await service_of(request).job_manager.status(request_id)
+    view = await _view(service_of(request), address)
     check_acceptable(request, view.audio_format)
-    return await _made(request, view, index, "attachment")
+    return await _made(request, view, address.index, "attachment")
 
 
 async def _made(request: Request, view: JobView, index: int, disposition: str) -> Response:
-    _check_index(view, index)
-    if not view.ended:
-        raise JobNotEndedError(view)
-    if view.outcome != "completed":
-        raise JobFailedError(view)
+    _check_made(view)
     result = view.results[index]
     answer = AudioAnswer.of(request, view, index, result.audio_bytes, disposition)
+    if answer.status == 304:
+        return Response(status_code=304, headers=answer.headers)
     listener = _Listener(service_of(request), view.request_id, index)
     # Before anything is answered: a file that is gone is an error. Behind its end there is nothing to read.
     at = result.audio_bytes if wants_only_headers(request) else answer.start
@@ -159,9 +161,51 @@ async def _made(request: Request, view: JobView, index: int, disposition: str) -
     return _SongResponse(listener.rest(first, answer.start, answer.end), answer.headers, answer.status)
 
 
-def _check_index(view: JobView, index: int) -> None:
-    if index >= len(view.songs):
-        raise SongNotFoundError(index, len(view.songs))
+async def made_json(request: Request, address: SongAddress) -> Response:
+    """A song that is made as JSON: what is known of it, and its file as base64 under `audio`.
+
+    Raises as `made_song`. No more of the file is read than the client takes.
+    """
+    service = service_of(request)
+    view = await _view(service, address)
+    _check_made(view)
+    size = view.results[address.index].audio_bytes
+    head = f'{json.dumps(result_json(request, view), ensure_ascii=False)[:-1]}, "audio": "'.encode()
+    length = len(head) + 4 * -(-size // 3) + len(JSON_END)
+    headers = {"Content-Type": "application/json", "Content-Length": str(length)}
+    listener = _Listener(service, view.request_id, address.index)
+    at = size if wants_only_headers(request) else 0
+    first = await listener.at(at, view.results[address.index].edition)
+    return _SongResponse(_json_parts(head, listener.rest(first, at, size)), headers)
+
+
+async def _json_parts(head: bytes, parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield head
+    rest = b""
+    async for part in parts:
+        content = rest + part
+        whole = len(content) // 3 * 3  # base64 of so many bytes can be joined with what follows
+        rest = content[whole:]
+        yield base64.b64encode(content[:whole])
+    yield base64.b64encode(rest) + JSON_END
+
+
+async def _view(service: Service, address: SongAddress) -> JobView:
+    """The job of a song. Raises JobNotFoundError, SongNotFoundError, HttpProblem 404 for another extension."""
+    view = await service.job_manager.status(address.request_id)
+    if address.index >= len(view.songs):
+        raise SongNotFoundError(address.index, len(view.songs))
+    if address.extension not in (None, view.audio_format):
+        detail = f"the song is a .{view.audio_format} file"
+        raise HttpProblem(404, "song_not_found", detail, request_id=view.request_id)
+    return view
+
+
+def _check_made(view: JobView) -> None:
+    if not view.ended:
+        raise JobNotEndedError(view)
+    if view.outcome != "completed":
+        raise JobFailedError(view)
 
 
 async def stream_new_song(request: Request, order: Order) -> Response:
@@ -215,8 +259,8 @@ async def _headers(service: Service, view: JobView, index: int) -> dict[str, str
     return {
         "Content-Type": MEDIA_TYPES[view.audio_format],
         "Content-Disposition": f'inline; filename="{file_name(view, index if len(view.songs) > 1 else None)}"',
-        "Cache-Control": "no-store",
-        "X-Accel-Buffering": "no",  # proxies of that kind would hold it back
+        "Cache-Control": "no-store, no-transform",  # proxies that compress would hold it back
+        "X-Accel-Buffering": "no",
         "X-Request-ID": view.request_id,
         "X-Seed": str(view.songs[index].seed),
         "X-Model": printable(model).encode("ascii", "replace").decode(),

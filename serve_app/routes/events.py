@@ -37,7 +37,7 @@ async def events(request: Request, request_id: str) -> Response:
     if batch.over and not batch.events:
         return Response(status_code=204)
     _check_room(service)
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    headers = {"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"}  # proxies would hold events back
     return StreamingResponse(_as_text(service, known, batch), 200, headers, "text/event-stream")
 
 
@@ -45,7 +45,8 @@ async def events(request: Request, request_id: str) -> Response:
 async def websocket(socket: WebSocket, request_id: str) -> None:
     """The events as JSON texts `{id, event, data}`, closed with 1000 after `ended`; 1008 for an unknown job."""
     service: Service = socket.app.state.service
-    await socket.accept()
+    offered = socket.scope.get("subprotocols", [])
+    await socket.accept(offered[0] if offered else None)  # browsers close where none of theirs is taken
     try:
         known = known_form(request_id)
         after = _event_id(socket.query_params.get("after"))

@@ -8,11 +8,11 @@ from fastapi.responses import JSONResponse, Response
 from deployments.messages import JobEndedError
 from serve_app.accept import wanted
 from serve_app.batches import batch_response
-from serve_app.ids import known_form
+from serve_app.ids import SongAddress, known_form
 from serve_app.openapi import AUDIO, CANCELLED, JOB, PROBLEMS, QUEUE, RESULT_QUERY, SONGS, STREAM_QUERY
-from serve_app.responses import json_response, song_index, status_json
+from serve_app.responses import song_index, status_json
 from serve_app.service import service_of
-from serve_app.streaming import made_song, stream_song
+from serve_app.streaming import made_json, made_song, stream_song
 
 router = APIRouter(tags=["Jobs"])
 
@@ -33,7 +33,8 @@ async def status(request: Request, request_id: str) -> Response:
     openapi_extra={"parameters": RESULT_QUERY},
 )
 async def result(request: Request, request_id: str) -> Response:
-    """The audio file; ranges are served. `?index=` says which song of a batch, 0 is the first.
+    """The audio file; ranges are served. `?index=` says which song of a batch, 0 is the first. For players that want
+    one, the extension of the file may follow the id.
 
     `Accept: application/json` or `?format=json` answers JSON instead, with its parameters and the song as base64 under
     `audio`; `application/zip` or `?format=zip` all songs with their parameters, `multipart/mixed` or
@@ -41,14 +42,11 @@ async def result(request: Request, request_id: str) -> Response:
     400 with `Retry-After` while the job has not ended, 406 when Accept names other audio types only, 409 when it ended
     without music, 410 when its music is no longer kept.
     """
-    known, index = known_form(request_id), song_index(request)
+    address = SongAddress.parse(request_id, song_index(request))
     kind = wanted(request, "audio", "json", "zip", "multipart")
     if kind in ("zip", "multipart"):
-        return await batch_response(request, known, kind)
-    if kind == "audio":
-        return await made_song(request, known, index)
-    file = await service_of(request).job_manager.result(known, index)
-    return json_response(request, file)
+        return await batch_response(request, address.request_id, kind)
+    return await (made_song if kind == "audio" else made_json)(request, address)
 
 
 @router.get(
@@ -66,7 +64,7 @@ async def stream(request: Request, request_id: str) -> Response:
     server waits, 409 if the job ended without music, 410 if it is no longer kept. Should it fail later, the connection
     breaks before the end.
     """
-    return await stream_song(request, known_form(request_id), song_index(request))
+    return await stream_song(request, SongAddress.parse(request_id, song_index(request)))
 
 
 @router.get("/queue/status", summary="How long the queue is", response_model=None, responses={200: QUEUE, **PROBLEMS})

@@ -3,7 +3,9 @@
 import email.policy
 import io
 import json
+import struct
 import zipfile
+import zlib
 from email.message import EmailMessage
 
 import httpx
@@ -59,6 +61,21 @@ async def test_json_lists_every_song_and_says_of_the_first_what_it_always_said(c
     assert (body["seed"], body["audio_path"]) == (5, body["outputs"][0]["audio_path"])
     for output in body["outputs"]:
         assert (await client.get(output["audio_url"])).headers["x-seed"] == str(output["seed"])
+
+
+async def test_a_zip_can_be_read_by_readers_that_only_go_forward(client: httpx.AsyncClient, jobs: MemoryJobs) -> None:
+    request_id, songs = await made(client, jobs)
+    archive = (await client.get(f"/result/{request_id}?format=zip")).content
+    at, read = 0, []
+    while archive[at : at + 4] == b"PK\x03\x04":
+        flags, method, name_length, extra_length = struct.unpack("<HH16xHH", archive[at + 6 : at + 30])
+        assert (flags & 8, method) == (8, zipfile.ZIP_DEFLATED)  # stored, its end could not be found
+        inflating = zlib.decompressobj(-zlib.MAX_WBITS)
+        read.append(inflating.decompress(archive[at + 30 + name_length + extra_length :]))
+        descriptor = archive.index(b"PK\x07\x08", len(archive) - len(inflating.unused_data))
+        at = descriptor + 16
+    assert read[::2] == songs
+    assert len(archive) > sum(map(len, songs))  # nothing was compressed: it would only take time
 
 
 @pytest.mark.parametrize(("query", "headers"), [("", ZIP), ("?format=zip", {})])

@@ -111,6 +111,15 @@ def test_a_websocket_tells_the_same_and_closes_after_the_end(settings: Settings)
             assert [one["id"] for one in all_of(socket)[0]] == [event_id for event_id, _, _ in told[1:]]
 
 
+def test_a_websocket_takes_the_first_protocol_that_a_browser_offers(settings: Settings) -> None:
+    with TestClient(create_app(settings, MemoryJobs())) as client:
+        request_id = client.post("/generate_music_async", json={}).json()["request_id"]
+        with client.websocket_connect(f"/ws/{request_id}", subprotocols=["token.abc", "other"]) as socket:
+            assert socket.accepted_subprotocol == "token.abc"
+        with client.websocket_connect(f"/ws/{request_id}") as socket:
+            assert socket.accepted_subprotocol is None
+
+
 @pytest.mark.parametrize("path", ["x", "0" * 32])
 def test_a_websocket_for_an_unknown_job_is_closed_with_a_reason(settings: Settings, path: str) -> None:
     with TestClient(create_app(settings, MemoryJobs())) as client, client.websocket_connect(f"/ws/{path}") as socket:

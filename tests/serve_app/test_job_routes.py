@@ -1,5 +1,6 @@
 """Status, result, queue and cancellation."""
 
+import base64
 from dataclasses import replace
 
 import httpx
@@ -168,6 +169,40 @@ async def test_a_range_of_another_version_is_answered_with_the_whole(
     tag = (await client.get(url)).headers["etag"]
     assert (await client.get(url, headers={"Range": "bytes=0-9", "If-Range": tag})).status_code == 206
     assert (await client.get(url, headers={"Range": "bytes=0-9", "If-Range": '"other"'})).status_code == 200
+
+
+@pytest.mark.parametrize("route", ["result", "stream"])
+async def test_the_extension_of_the_file_may_follow_the_id(
+    client: httpx.AsyncClient, jobs: MemoryJobs, route: str
+) -> None:
+    request_id = await made(client, jobs, format="mp3")
+    assert (await client.get(f"/{route}/{request_id}.mp3")).content == jobs.audio[request_id][0].tobytes()
+    assert (await client.head(f"/{route}/{request_id}.MP3")).status_code == 200
+    other = await client.get(f"/{route}/{request_id}.wav")
+    assert (other.status_code, other.json()["detail"]) == (404, "the song is a .mp3 file")
+    for wrong in (f"{request_id}.", f"{request_id}.mp3.mp3", f".{request_id}", "nope.mp3"):
+        assert (await client.get(f"/{route}/{wrong}")).status_code == 404
+
+
+@pytest.mark.parametrize(("known", "status"), [("{}", 304), ("W/{}", 304), ('"x", {}', 304), ("*", 304), ('"x"', 200)])
+async def test_a_song_that_the_client_has_is_not_sent_again(
+    client: httpx.AsyncClient, jobs: MemoryJobs, known: str, status: int
+) -> None:
+    request_id = await made(client, jobs)
+    tag = (await client.get(f"/result/{request_id}")).headers["etag"]
+    headers = {"If-None-Match": known.format(tag), "Range": "bytes=0-1"}
+    response = await client.get(f"/result/{request_id}", headers=headers)
+    assert response.status_code == (206 if status == 200 else status)
+    assert len(response.content) == (2 if status == 200 else 0)
+
+
+async def test_the_json_of_a_result_carries_the_song(client: httpx.AsyncClient, jobs: MemoryJobs) -> None:
+    request_id = await made(client, jobs, format="flac")
+    response = await client.get(f"/result/{request_id}?format=json")
+    body = response.json()
+    openapi.Generated.model_validate(body)
+    assert base64.b64decode(body["audio"], validate=True) == jobs.audio[request_id][0].tobytes()
+    assert int(response.headers["content-length"]) == len(response.content)
 
 
 async def test_cancelling_ends_a_job_as_failed_and_twice_is_fine(client: httpx.AsyncClient, jobs: MemoryJobs) -> None:
