@@ -20,6 +20,7 @@ from acestep_engine.sndfile import sndfile_decoder
 
 MEDIA_TYPES: Mapping[AudioFormat, str] = {
     "wav": "audio/wav",
+    "wav32": "audio/wav",
     "mp3": "audio/mpeg",
     "ogg": "audio/ogg",
     "flac": "audio/flac",

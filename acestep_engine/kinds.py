@@ -165,6 +165,8 @@ def recognise(data: memoryview) -> tuple[Readable | Media, memoryview]:
         return Readable("MP3"), content
     if bytes(content[:3]) == b"ID3" and len(content) == len(data):
         raise AudioError("the audio file ends within its ID3 tag")
+    if _is_mp2(content):
+        raise AudioError(f"this is an MP2 file, which is not read; {CONVERT_IT}")
     start = bytes(_without_padding(content)[:2])
     text = next((name for magic, name in TEXTS.items() if start.startswith(magic)), None)
     if text is None and content[0] == 0xFF and bytes(content[1:2]) >= b"\xe0":
@@ -190,21 +192,21 @@ def _by_magic(content: memoryview) -> Kind | None:
             return kind
     if head[:1] == head[188:189] == head[376:377] == b"\x47":
         return Unread("an MPEG transport stream")
-    return _mpeg_audio(content)
+    return Media("an AAC file", "aac") if _is_aac(content) else None
 
 
-def _mpeg_audio(content: memoryview) -> Kind | None:
-    """Tell apart what begins with eleven or twelve bits of one and is no MP3: AAC, and MP2."""
-    if len(content) < 7 or content[0] != 0xFF or content[1] & 0xE0 != 0xE0:
-        return None
-    layer = content[1] >> 1 & 3
-    if layer == 0 and content[1] & 0xF0 == 0xF0:
-        length = (content[3] & 3) << 11 | content[4] << 3 | content[5] >> 5
-        follows = bytes(content[length : length + 2])
-        same = length > 7 and (not follows or (follows[0] == 0xFF and follows[1:2] in (b"", bytes(content[1:2]))))
-        return Media("an AAC file", "aac") if same else None
-    valid = 0 < content[2] >> 4 < 15 and content[2] >> 2 & 3 != 3
-    return Unread("an MP2 file") if layer == 2 and valid else None
+def _is_aac(content: memoryview) -> bool:
+    """Return whether an ADTS frame stands first, and behind it another one of the same kind or the end."""
+    if len(content) < 7 or content[0] != 0xFF or content[1] & 0xF6 != 0xF0:
+        return False
+    length = (content[3] & 3) << 11 | content[4] << 3 | content[5] >> 5
+    following = bytes(content[length : length + 2])
+    return length > 7 and bytes(content[:2]).startswith(following)
+
+
+def _is_mp2(content: memoryview) -> bool:
+    """Return whether a header of MPEG audio of layer II stands first."""
+    return len(content) >= 4 and content[0] == 0xFF and content[1] & 0xE6 == 0xE4 and content[2] >> 2 & 3 != 3
 
 
 def _ogg(content: memoryview) -> Kind:

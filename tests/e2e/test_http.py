@@ -212,7 +212,7 @@ def test_every_page_answers(server: Server, page: str) -> None:
 LONG = {"audio_duration": 120.0, "infer_step": 2, "guidance_scale": 1.0}  # decoding takes seconds
 
 
-@pytest.mark.parametrize("audio_format", ["wav", "mp3", "ogg", "opus", "flac"])
+@pytest.mark.parametrize("audio_format", ["wav", "wav32", "mp3", "ogg", "opus", "flac"])
 def test_a_song_is_heard_while_it_is_made_and_all_that_was_heard_is_its_file(server: Server, audio_format: str) -> None:
     song = LONG | {"format": audio_format, "stream": True}
     with server.post("/generate_music_direct", json=song, stream=True) as answer:
