@@ -212,12 +212,11 @@ def _is_mp2(content: memoryview) -> bool:
 def _ogg(content: memoryview) -> Kind:
     """Return the kind of an Ogg file, by the streams that begin in it."""
     codecs = _ogg_codecs(content)
-    sounds = [codec for codec in codecs if codec not in ("Skeleton", "video")]
     if "video" in codecs:
         return Media("an Ogg video", "ogg")
-    if codecs in (["Vorbis"], ["Opus"]) or not sounds:
+    if codecs in (["Vorbis"], ["Opus"], []):
         return Readable("Ogg")
-    return Media(f"an Ogg file of {' and '.join(sounds)}", "ogg")
+    return Media(f"an Ogg file of {' and '.join(codecs)}", "ogg")
 
 
 def _ogg_codecs(content: memoryview) -> list[str]:

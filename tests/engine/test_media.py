@@ -11,74 +11,18 @@ from collections.abc import Iterator
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 import numpy as np
 import pytest
 
 from acestep_engine import media_child
-from acestep_engine.audio import AudioLimits, FloatArray, check_audio, read_audio
+from acestep_engine.audio import AudioLimits, check_audio, read_audio
 from acestep_engine.errors import AudioError, AudioTooLargeError
+from tests.engine.recordings import RATE_HZ, RECORDINGS, recording, tones
 
 av = pytest.importorskip("av")
 
 LIMITS = AudioLimits()
-RATE_HZ = 48_000
-
-# The library's container and codec, and the container's options.
-RECORDINGS = {
-    "m4a": ("ipod", "aac", {}),
-    "m4a whose index comes first": ("mp4", "aac", {"movflags": "faststart"}),
-    "mp4 of Safari's recorder": ("mp4", "aac", {"movflags": "frag_keyframe+empty_moov+default_base_moof"}),
-    "mp4 of lossless audio": ("mp4", "alac", {}),
-    "mp4 of opus": ("mp4", "libopus", {}),
-    "mov of pcm": ("mov", "pcm_s16le", {}),
-    "3gp": ("3gp", "aac", {}),
-    "webm of opus": ("webm", "libopus", {"live": "1"}),
-    "webm of vorbis": ("webm", "vorbis", {}),
-    "mka of flac": ("matroska", "flac", {}),
-    "mka of pcm floats": ("matroska", "pcm_f32le", {}),
-    "aac": ("adts", "aac", {}),
-    "caf of pcm": ("caf", "pcm_s24be", {}),
-    "caf of lossless audio": ("caf", "alac", {}),
-    "ogg of flac": ("ogg", "flac", {}),
-}
-
-
-def tones(seconds: float, channels: int = 2) -> FloatArray:
-    """A signal (channels, n) whose channels differ."""
-    t = np.arange(round(seconds * RATE_HZ)) / RATE_HZ
-    return np.stack([0.5 * np.sin(2 * np.pi * 220 * (2 + channel) * t) for channel in range(channels)]).astype("f4")
-
-
-def recording(
-    kind: str = "m4a", samples: FloatArray | None = None, layout: str = "stereo", rate_hz: int = RATE_HZ, video: int = 0
-) -> bytes:
-    """A file as a phone or browser would make it, of two seconds unless `samples` are given."""
-    container, codec, options = RECORDINGS[kind]
-    samples = tones(2) if samples is None else samples
-    with NamedTemporaryFile() as file, av.open(file.name, "w", format=container, options=options) as output:
-        picture_stream = output.add_stream("mpeg4", rate=5) if video else None
-        if picture_stream is not None:
-            picture_stream.width = picture_stream.height = 64
-            picture_stream.pix_fmt = "yuv420p"
-        stream = output.add_stream(codec, rate=rate_hz, layout=layout, options={"strict": "experimental"})
-        for index in range(video):
-            picture = av.VideoFrame.from_ndarray(np.full((64, 64, 3), index, np.uint8), format="rgb24")
-            output.mux(picture_stream.encode(picture))
-        if picture_stream is not None:
-            output.mux(picture_stream.encode())
-        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples), format="fltp", layout=layout)
-        frame.sample_rate = rate_hz
-        fifo = av.AudioFifo()
-        resampler = av.AudioResampler(stream.codec_context.format, layout, rate_hz)
-        for converted in resampler.resample(frame):
-            fifo.write(converted)
-        while (part := fifo.read(stream.codec_context.frame_size or 1_024, partial=True)) is not None:
-            output.mux(stream.encode(part))
-        output.mux(stream.encode())
-        output.close()
-        return Path(file.name).read_bytes()
 
 
 @pytest.mark.parametrize("kind", RECORDINGS)
@@ -182,14 +126,16 @@ def box(name: bytes, *content: bytes) -> bytes:
     return struct.pack(">I", 8 + len(inner)) + name + inner
 
 
-def with_external_samples(data: bytes, url: bytes) -> bytes:
-    """An MP4 file whose samples are said to be in another file."""
+def with_external_samples(data: bytes, path: bytes) -> bytes:
+    """A QuickTime file whose samples are said to be in another file, by an alias as the Finder makes them."""
     at = data.index(b"dref") - 4
     (size,) = struct.unpack_from(">I", data, at)
-    outside = box(b"dref", bytes(4), struct.pack(">I", 1), box(b"url ", bytes(4), url + b"\0"))
+    path += bytes(len(path) % 2)
+    alias = box(b"alis", bytes(134), b"\xff" * 4, bytes(16), struct.pack(">HH", 2, len(path)), path, b"\xff\xff\0\0")
+    outside = box(b"dref", bytes(4), struct.pack(">I", 1), alias)
     changed = bytearray(data[:at] + outside + data[at + size :])
     for name in (b"moov", b"trak", b"mdia", b"minf", b"dinf"):
-        place = changed.index(name) - 4
+        place = changed.rindex(name, 0, at) - 4
         (outer,) = struct.unpack_from(">I", changed, place)
         struct.pack_into(">I", changed, place, outer + len(outside) - size)
     return bytes(changed)
@@ -216,20 +162,12 @@ def asked() -> Iterator[tuple[str, list[str]]]:
     server.server_close()
 
 
-def test_a_file_that_names_another_one_opens_nothing(tmp_path: Path, asked: tuple[str, list[str]]) -> None:
-    url, paths = asked
+def test_a_file_that_names_another_one_opens_nothing(tmp_path: Path) -> None:
     secret = tmp_path / "secret.pcm"
     secret.write_bytes(os.urandom(400_000))
-    data = recording("mov of pcm")
-    told = read_audio(data, LIMITS).samples
 
-    for place in (f"{url}/a.pcm", str(secret), secret.as_uri(), f"concat:{secret}", f"subfile,,:{secret}"):
-        try:
-            found = read_audio(with_external_samples(data, place.encode()), LIMITS).samples
-        except AudioError:
-            continue
-        np.testing.assert_array_equal(found, told)  # its own bytes, not those of the secret
-    assert paths == []
+    with pytest.raises(AudioError):
+        read_audio(with_external_samples(recording("mov of pcm"), str(secret).encode()), LIMITS)
 
 
 @pytest.mark.parametrize(
