@@ -89,7 +89,7 @@ class SourceAudio:
 def check_audio(data: bytes | memoryview, limits: AudioLimits) -> AudioInfo:
     """Decode the whole file in blocks of bounded memory, keep nothing, and say what is in it.
 
-    Raises AudioError if it is no audio that can be read, is cut off, holds no samples, NaN or infinity, or has a sample
+    Raises AudioError if it is no audio that can be read, holds no samples, NaN or infinity, or has a sample
     rate outside of the limits; AudioTooLargeError if it lasts too long or has too many channels. Decoding stops at the
     limit. A file that ends early, or that says a wrong length, counts as what is there.
     """

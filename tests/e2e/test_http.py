@@ -13,6 +13,7 @@ import requests
 import soundfile
 
 from tests.e2e.server import Server
+from tests.engine.recordings import recording
 
 pytestmark = pytest.mark.cluster
 
@@ -117,6 +118,14 @@ def test_every_task_makes_the_same_bytes_again_of_every_kind_of_source(server: S
         again = server.post("/generate_music_direct", json=made.json()["params_json"])
         assert again.content == Path(made.json()["audio_path"]).read_bytes()
     assert server.get(f"/result/{queued['request_id']}").content == Path(of_file.json()["audio_path"]).read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["m4a", "webm of opus"])
+def test_what_phones_and_browsers_record_makes_a_song(server: Server, kind: str) -> None:
+    pytest.importorskip("av")
+    form = {"task": "audio2audio", "infer_step": "4", "format": "wav32"}
+    made = server.post("/generate_music_direct", data=form, files={"audio_file": recording(kind)})
+    assert len(audio_of(made)) == pytest.approx(2 * 48_000, abs=6_000)
 
 
 def test_a_retake_of_an_earlier_song_is_another_take_of_it(server: Server) -> None:
