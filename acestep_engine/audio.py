@@ -5,20 +5,22 @@ a length: what counts is what comes out of the decoder.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from io import SEEK_CUR, SEEK_END, BytesIO
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-import soundfile
 
 from acestep_engine.errors import AudioError, AudioTooLargeError
-from acestep_engine.mp3 import check_mp3, skip_id3
+from acestep_engine.kinds import Readable, recognise
+from acestep_engine.media import media_decoder
 from acestep_engine.params import AudioFormat
+from acestep_engine.sndfile import sndfile_decoder
 
 MEDIA_TYPES: Mapping[AudioFormat, str] = {
     "wav": "audio/wav",
+    "wav32": "audio/wav",
     "mp3": "audio/mpeg",
     "ogg": "audio/ogg",
     "flac": "audio/flac",
@@ -29,32 +31,6 @@ FloatArray = npt.NDArray[np.float32]
 
 BLOCK_FRAMES = 48_000
 MAX_PEAK = 100.0  # 40 dB over full scale: only floating point files can be louder, and no model can make sense of them
-
-ACCEPTED = "WAV, AIFF, FLAC, MP3, Ogg Vorbis and Ogg Opus are read"
-KNOWN_BUT_NOT_READ = {
-    b"PK\x03\x04": "a zip archive",
-    b"\x1aE\xdf\xa3": "a Matroska or WebM file",
-    b"#EXTM3U": "a playlist",
-    b"[playlist]": "a playlist",
-    b"MThd": "a MIDI file",
-    b"%PDF": "a PDF",
-}
-READABLE_CODECS = frozenset(
-    {
-        "PCM_S8",
-        "PCM_U8",
-        "PCM_16",
-        "PCM_24",
-        "PCM_32",
-        "FLOAT",
-        "DOUBLE",
-        "ULAW",
-        "ALAW",
-        "MPEG_LAYER_III",
-        "VORBIS",
-        "OPUS",
-    }
-)
 
 # How loud each channel of a layout is in the left half of the mix; the right half mirrors it. By number of channels, in
 # the order of WAVE and FLAC: front left and right, centre, low frequencies, then pairs. After ITU-R BS.775: a centre or
@@ -113,18 +89,18 @@ class SourceAudio:
 def check_audio(data: bytes | memoryview, limits: AudioLimits) -> AudioInfo:
     """Decode the whole file in blocks of bounded memory, keep nothing, and say what is in it.
 
-    Raises AudioError if it is no audio that can be read, is cut off, holds no samples, NaN or infinity, or has a sample
+    Raises AudioError if it is no audio that can be read, holds no samples, NaN or infinity, or has a sample
     rate outside of the limits; AudioTooLargeError if it lasts too long or has too many channels. Decoding stops at the
-    limit. A WAV or Ogg file that ends early counts as what is there; an MP3 that does is refused.
+    limit. A file that ends early, or that says a wrong length, counts as what is there.
     """
-    with _opened(data, limits) as decoder:
+    with _opened(data, limits) as (kind, decoder):
         frames = sum(len(block) for block in _blocks(decoder, limits))
-        return AudioInfo(decoder.format, frames, decoder.channels, decoder.samplerate)
+        return AudioInfo(kind, frames, decoder.channels, decoder.sample_rate_hz)
 
 
 def read_audio(data: bytes | memoryview, limits: AudioLimits) -> SourceAudio:
     """The file as stereo: mono is doubled, more than two channels are mixed down. Raises what `check_audio` does."""
-    with _opened(data, limits) as decoder:
+    with _opened(data, limits) as (_, decoder):
         blocks = [_stereo(block) for block in _blocks(decoder, limits)]
         samples = np.empty((2, sum(block.shape[1] for block in blocks)), np.float32)
         start = 0
@@ -132,59 +108,50 @@ def read_audio(data: bytes | memoryview, limits: AudioLimits) -> SourceAudio:
             samples[:, start : start + block.shape[1]] = block
             start += block.shape[1]
             blocks[index] = block[:, :0]  # let go at once: all blocks beside all samples would take twice the memory
-        return SourceAudio(samples, decoder.samplerate)
+        return SourceAudio(samples, decoder.sample_rate_hz)
 
 
-class _Memory(BytesIO):
-    """A file in memory for libsndfile. A forged chunk size may send it before the start: it stays at the start."""
+class _Decoder(Protocol):
+    """An open file."""
 
-    def seek(self, offset: int, whence: int = 0) -> int:
-        base = {SEEK_CUR: self.tell(), SEEK_END: self.getbuffer().nbytes}.get(whence, 0)
-        return super().seek(max(0, base + offset))
+    @property
+    def channels(self) -> int: ...
 
+    @property
+    def sample_rate_hz(self) -> int: ...
 
-class _Decoder(soundfile.SoundFile):  # type: ignore[misc]  # soundfile has no types
-    """Reads forward only: soundfile seeks after every read of a seekable file, which for MP3 and Ogg is slow."""
-
-    def seekable(self) -> bool:
-        return False
+    def read(self, buffer: FloatArray) -> FloatArray:
+        """Fill `buffer` (n, channels) with the next samples and return the part that was filled, none at the end."""
 
 
 @contextmanager
-def _opened(data: bytes | memoryview, limits: AudioLimits) -> Iterator[_Decoder]:
-    """The file, recognised and within the limits that its header can tell."""
-    content = skip_id3(memoryview(data))
-    container = _recognise(content)
-    if container == "MP3":
-        check_mp3(content, limits.max_duration_s)
-    broken = f"the {container} file is broken or encoded in a way that is not supported"
-    try:
-        decoder = _Decoder(_Memory(content))
-    except soundfile.LibsndfileError as error:
-        raise AudioError(broken) from error
-    with decoder:
-        if decoder.subtype not in READABLE_CODECS:
-            raise AudioError(f"{decoder.subtype} audio in a {container} file is not supported; {ACCEPTED}")
+def _opened(data: bytes | memoryview, limits: AudioLimits) -> Iterator[tuple[str, _Decoder]]:
+    """Open a file that is recognised, and within the limits that its header can tell; with its kind."""
+    kind, content = recognise(memoryview(data))
+    name: str
+    opened: AbstractContextManager[_Decoder]
+    if isinstance(kind, Readable):
+        name, opened = kind.container, sndfile_decoder(kind.container, content, limits.max_duration_s)
+    else:
+        name, opened = kind.demuxer, media_decoder(kind, content)
+    with opened as decoder:
         if decoder.channels > limits.max_channels:
             raise AudioTooLargeError(f"{decoder.channels} channels exceed the limit of {limits.max_channels}")
-        if not limits.min_rate_hz <= decoder.samplerate <= limits.max_rate_hz:
+        if not limits.min_rate_hz <= decoder.sample_rate_hz <= limits.max_rate_hz:
             accepted = f"{limits.min_rate_hz} to {limits.max_rate_hz} Hz"
-            raise AudioError(f"a sample rate of {decoder.samplerate} Hz is outside of {accepted}")
-        try:
-            yield decoder
-        except soundfile.LibsndfileError as error:
-            raise AudioError(broken) from error
+            raise AudioError(f"a sample rate of {decoder.sample_rate_hz} Hz is outside of {accepted}")
+        yield name, decoder
 
 
 def _blocks(decoder: _Decoder, limits: AudioLimits) -> Iterator[FloatArray]:
     """Blocks (n, channels) of decoded samples; the array is used again for the next block."""
     buffer = np.empty((BLOCK_FRAMES, decoder.channels), np.float32)
-    limit = int(limits.max_duration_s * decoder.samplerate)
+    limit = int(limits.max_duration_s * decoder.sample_rate_hz)
     frames = 0
-    while len(block := decoder.read(out=buffer)):
+    while len(block := decoder.read(buffer)):
         frames += len(block)
         if frames > limit:
-            seconds = frames / decoder.samplerate
+            seconds = frames / decoder.sample_rate_hz
             raise AudioTooLargeError(
                 f"the audio lasts at least {seconds:.1f} s, the limit is {limits.max_duration_s:g} s"
             )
@@ -208,23 +175,3 @@ def _stereo(block: FloatArray) -> FloatArray:
     weights = np.array([DOWNMIX_LEFT[channels], DOWNMIX_RIGHT[channels]], np.float32)
     mixed: FloatArray = (weights / weights.sum(axis=1, keepdims=True)) @ block.T
     return mixed
-
-
-def _recognise(content: memoryview) -> str:
-    """The container, by its first bytes. Raises AudioError for what is none of those that are read."""
-    head = bytes(content[:64])
-    if not head:
-        raise AudioError(f"the audio file is empty; {ACCEPTED}")
-    if head[:4] in (b"RIFF", b"RIFX", b"RF64") and head[8:12] == b"WAVE":
-        return "WAV"
-    if head[:4] == b"FORM" and head[8:12] in (b"AIFF", b"AIFC"):
-        return "AIFF"
-    if head[:4] == b"fLaC":
-        return "FLAC"
-    if head[:4] == b"OggS":
-        return "Ogg"
-    if head[0] == 0xFF and head[1:2] >= b"\xe0":
-        return "MP3"
-    kind = next((name for magic, name in KNOWN_BUT_NOT_READ.items() if head.startswith(magic)), None)
-    kind = "an MP4 or M4A file" if head[4:8] == b"ftyp" else kind
-    raise AudioError(f"this is {kind or 'no audio file that is known here'}; {ACCEPTED}")

@@ -2,13 +2,13 @@
 
 import struct
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Literal, Protocol
 
 from acestep_engine.ogg import OggFile
 from acestep_engine.params import OUTPUT_SAMPLE_RATE_HZ, AudioFormat
 from acestep_engine.tags import id3, with_comments
 
-BYTES_PER_SAMPLE = 4  # two channels of 16 bits
+WAV_INTEGER, WAV_FLOAT = 1, 3
 
 # Of the MP3 files that are written here: MPEG 1 layer III at 48 kHz, of a constant bit rate.
 MP3_KBPS = 192
@@ -32,16 +32,26 @@ class Container(Protocol):
 
 
 class WavFile:
-    """16 bits a sample. The tags stand behind the sound, so that it begins where simple readers expect it."""
+    """Integers of 16 bits, or floats of 32 bits.
 
-    def __init__(self, samples: int, tags: Mapping[str, str]) -> None:
-        self._sound_left = samples * BYTES_PER_SAMPLE
+    The tags stand behind the sound, so that it begins where simple readers expect it.
+    """
+
+    def __init__(self, audio_format: Literal["wav", "wav32"], samples: int, tags: Mapping[str, str]) -> None:
+        bits = 32 if audio_format == "wav32" else 16
+        frame_bytes = 2 * bits // 8
+        self._sound_left = samples * frame_bytes
         tag = id3(tags)
         tag += bytes(len(tag) % 2)
-        self._behind = b"id3 " + struct.pack("<I", len(tag)) + tag
+        self._behind = _riff_chunk(b"id3 ", tag)
         rate = OUTPUT_SAMPLE_RATE_HZ
-        layout = struct.pack("<HHIIHH", 1, 2, rate, rate * BYTES_PER_SAMPLE, BYTES_PER_SAMPLE, 16)
-        chunks = b"WAVEfmt " + struct.pack("<I", len(layout)) + layout + b"data" + struct.pack("<I", self._sound_left)
+        layout = struct.pack("<HIIHH", 2, rate, rate * frame_bytes, frame_bytes, bits)
+        if audio_format == "wav32":  # any but integers need an extension, here an empty one, and a count of samples
+            chunks = _riff_chunk(b"fmt ", struct.pack("<H", WAV_FLOAT) + layout + bytes(2))
+            chunks += _riff_chunk(b"fact", struct.pack("<I", samples))
+        else:
+            chunks = _riff_chunk(b"fmt ", struct.pack("<H", WAV_INTEGER) + layout)
+        chunks = b"WAVE" + chunks + b"data" + struct.pack("<I", self._sound_left)
         self._before = b"RIFF" + struct.pack("<I", len(chunks) + self._sound_left + len(self._behind)) + chunks
 
     def pass_on(self, encoded: bytes) -> bytes:
@@ -51,6 +61,10 @@ class WavFile:
             return before + encoded
         behind, self._behind = self._behind, b""
         return before + encoded + behind
+
+
+def _riff_chunk(name: bytes, content: bytes) -> bytes:
+    return name + struct.pack("<I", len(content)) + content
 
 
 class Mp3File:
@@ -139,8 +153,8 @@ def _flac_head_size(data: bytes) -> int | None:
 def open_container(audio_format: AudioFormat, samples: int, tags: Mapping[str, str]) -> Container:
     """A file of so many samples at 48 kHz."""
     match audio_format:
-        case "wav":
-            return WavFile(samples, tags)
+        case "wav" | "wav32":
+            return WavFile(audio_format, samples, tags)
         case "mp3":
             return Mp3File(samples, tags)
         case "flac":

@@ -34,7 +34,7 @@ class AudioEncoder:
 
     All that `push` and `finish` answer, joined, is the file: each part of it is final, and it can be played from its
     first bytes. The same song is the same bytes, whatever parts it came in. WAV and FLAC are 16 bits a sample, MP3 has
-    192 kbit/s, Vorbis about as much. Samples beyond [-1, 1] are clipped.
+    192 kbit/s, Vorbis about as much. Samples beyond [-1, 1] are clipped, but those of wav32 are kept as they are.
     """
 
     def __init__(self, audio_format: AudioFormat, samples: int, tags: Mapping[str, str]) -> None:
@@ -43,7 +43,7 @@ class AudioEncoder:
             raise AudioError(f"a song of {samples} samples cannot be encoded")
         self._left = samples
         self._container = open_container(audio_format, samples, tags)
-        self._codec: _Codec = _Pcm() if audio_format == "wav" else _Sndfile(audio_format)
+        self._codec = _open_codec(audio_format)
         self._kept = np.empty((2, 0), np.float32)  # less than a block
 
     def push(self, samples: Samples) -> bytes:
@@ -80,11 +80,11 @@ def encode_audio(samples: Samples, audio_format: AudioFormat, tags: Mapping[str,
 
 def _blocks(samples: Samples) -> Iterator[Samples]:
     for start in range(0, samples.shape[1], BLOCK_SAMPLES):
-        yield np.clip(samples[:, start : start + BLOCK_SAMPLES].T, -1.0, 1.0)
+        yield samples[:, start : start + BLOCK_SAMPLES].T
 
 
 class _Codec(Protocol):
-    """Blocks (n, 2) in [-1, 1] to bytes."""
+    """Blocks (n, 2) to bytes."""
 
     def encode(self, block: Samples) -> bytes: ...
 
@@ -101,6 +101,16 @@ class _Pcm:
         return b""
 
 
+class _Float:
+    """32 bits, little-endian, without a header."""
+
+    def encode(self, block: Samples) -> bytes:
+        return block.astype("<f4").tobytes()
+
+    def finish(self) -> bytes:
+        return b""
+
+
 class _Sndfile:
     """What libsndfile makes of it."""
 
@@ -112,7 +122,7 @@ class _Sndfile:
         self._encoder = soundfile.SoundFile(self._outlet, "w", OUTPUT_SAMPLE_RATE_HZ, channels=2, **options)
 
     def encode(self, block: Samples) -> bytes:
-        self._encoder.write(_pcm16(block) if self._lossless else np.ascontiguousarray(block))
+        self._encoder.write(_pcm16(block) if self._lossless else np.ascontiguousarray(np.clip(block, -1.0, 1.0)))
         return self._outlet.take()
 
     def finish(self) -> bytes:
@@ -123,7 +133,17 @@ class _Sndfile:
 
 
 def _pcm16(block: Samples) -> np.ndarray[tuple[int, ...], np.dtype[np.int16]]:
-    return np.rint(block * PCM16_PEAK).astype(np.int16)
+    return np.rint(np.clip(block, -1.0, 1.0) * PCM16_PEAK).astype(np.int16)
+
+
+def _open_codec(audio_format: AudioFormat) -> _Codec:
+    match audio_format:
+        case "wav":
+            return _Pcm()
+        case "wav32":
+            return _Float()
+        case _:
+            return _Sndfile(audio_format)
 
 
 class _Outlet:

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 Task = Literal["text2music", "audio2audio", "retake", "repaint", "extend", "edit"]
 SchedulerType = Literal["euler", "heun", "pingpong"]
 CfgType = Literal["apg", "cfg", "cfg_star"]
-AudioFormat = Literal["wav", "mp3", "ogg", "flac", "opus"]
+AudioFormat = Literal["wav", "wav32", "mp3", "ogg", "flac", "opus"]
 Precision = Literal["auto", "bfloat16", "float32"]
 
 TASKS: tuple[Task, ...] = get_args(Task)
@@ -24,6 +24,11 @@ OUTPUT_SAMPLE_RATE_HZ = 48_000
 MEL_HOP_SAMPLES = 512
 MEL_FRAMES_PER_LATENT = 8
 LATENT_RATE_HZ = MODEL_SAMPLE_RATE_HZ / (MEL_HOP_SAMPLES * MEL_FRAMES_PER_LATENT)
+
+
+def file_extension(audio_format: AudioFormat) -> str:
+    """Return how the names of such files end, without the dot. Two formats may share one."""
+    return "wav" if audio_format == "wav32" else audio_format
 
 
 def latent_frames(duration_s: float) -> int:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save
 
-from acestep_engine.params import AudioFormat
+from acestep_engine.params import AudioFormat, file_extension
 from acestep_engine.requests import Latents
 from deployments.messages import (
     ByteArray,
@@ -182,10 +182,10 @@ class JobFiles:
             self.kept_bytes -= job.nbytes
 
     def claim_outputs(self, audio_format: AudioFormat, at: float, count: int) -> tuple[str, ...]:
-        """Take so many file names in the output folder that nobody has: `output_YYYYMMDDHHMMSS_N.<format>`."""
+        """Take so many file names in the output folder that nobody has: `output_YYYYMMDDHHMMSS_N.<extension>`."""
         self._output.mkdir(parents=True, exist_ok=True)
         stamp = time.strftime("%Y%m%d%H%M%S", time.localtime(at))
-        names = (f"output_{stamp}_{index}.{audio_format}" for index in itertools.count())
+        names = (f"output_{stamp}_{index}.{file_extension(audio_format)}" for index in itertools.count())
         return tuple(itertools.islice(filter(self._claim, names), count))
 
     def _claim(self, name: str) -> bool:
@@ -213,7 +213,7 @@ class JobFiles:
         self._sidecar(name).unlink(missing_ok=True)
 
     def _result(self, request_id: str, index: int, audio_format: AudioFormat) -> Path:
-        return self._results / f"{request_id}_{index}.{audio_format}"
+        return self._results / f"{request_id}_{index}.{file_extension(audio_format)}"
 
     def _sidecar(self, name: str) -> Path:
         return self._output / f"{Path(name).stem}_input_params.json"

@@ -120,9 +120,11 @@ def _quality_of_format(ranges: list[MediaRange], audio_format: AudioFormat) -> f
 
 
 def _names(one: MediaRange, audio_format: AudioFormat) -> bool:
-    """Whether an entry names a format. A plain `audio/ogg` is every Ogg file."""
+    """Whether an entry names a format. A plain `audio/ogg` is every Ogg file, and `audio/wav` every WAV file."""
     known = AUDIO_TYPES.get(one.name)
-    return one.audio_format == audio_format or (known == "ogg" and audio_format == "opus" and not one.codecs)
+    if known == "ogg" and audio_format == "opus":
+        return not one.codecs or one.audio_format == "opus"
+    return one.audio_format == ("wav" if audio_format == "wav32" else audio_format)
 
 
 def _known_types() -> list[str]:

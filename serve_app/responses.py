@@ -10,6 +10,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from acestep_engine.audio import MEDIA_TYPES
+from acestep_engine.params import file_extension
 from deployments.messages import RETAKE_SEED_TASKS, AudioFile, ByteArray, JobView, json_seed, published_form
 from serve_app.errors import RETRY_SOON_S, HttpProblem
 from serve_app.printable import printable
@@ -199,4 +200,4 @@ def _kept_by_clients(request: Request, view: JobView) -> dict[str, str]:
 def file_name(view: JobView, index: int | None = None) -> str:
     """What a song is called where it is downloaded; with its number among several."""
     number = "" if index is None else f"_{index}"
-    return f"generated_music_{int(view.completed_at or time.time())}{number}.{view.audio_format}"
+    return f"generated_music_{int(view.completed_at or time.time())}{number}.{file_extension(view.audio_format)}"

@@ -13,6 +13,7 @@ from fastapi.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from acestep_engine.audio import MEDIA_TYPES
+from acestep_engine.params import file_extension
 from deployments.messages import (
     AudioPart,
     JobFailedError,
@@ -195,8 +196,9 @@ async def _view(service: Service, address: SongAddress) -> JobView:
     view = await service.job_manager.status(address.request_id)
     if address.index >= len(view.songs):
         raise SongNotFoundError(address.index, len(view.songs))
-    if address.extension not in (None, view.audio_format):
-        detail = f"the song is a .{view.audio_format} file"
+    extension = file_extension(view.audio_format)
+    if address.extension not in (None, extension):
+        detail = f"the song is a .{extension} file"
         raise HttpProblem(404, "song_not_found", detail, request_id=view.request_id)
     return view
 

@@ -17,7 +17,8 @@ DIRECT_MP3 = Intake(usual_task="audio2audio", audio_format="mp3", ends_with_clie
 async def queue_upload(request: Request) -> Response:
     """Queues a new song made from yours; `ref_audio_strength` says how much of yours stays. `task` may say another way.
 
-    wav, mp3, flac, ogg and opus are read, judged by their bytes. Answers a `request_id` for `/status` and `/result`.
+    WAV, AIFF, AU, FLAC, MP3, Ogg Vorbis and Opus are read, judged by their bytes; with the extra `media` also what
+    phones and browsers record (M4A, WebM, AAC, ...). Answers a `request_id` for `/status` and `/result`.
     """
     return await queue(request, UPLOAD)
 

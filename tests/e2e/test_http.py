@@ -13,6 +13,7 @@ import requests
 import soundfile
 
 from tests.e2e.server import Server
+from tests.engine.recordings import recording
 
 pytestmark = pytest.mark.cluster
 
@@ -119,6 +120,14 @@ def test_every_task_makes_the_same_bytes_again_of_every_kind_of_source(server: S
     assert server.get(f"/result/{queued['request_id']}").content == Path(of_file.json()["audio_path"]).read_bytes()
 
 
+@pytest.mark.parametrize("kind", ["m4a", "webm of opus"])
+def test_what_phones_and_browsers_record_makes_a_song(server: Server, kind: str) -> None:
+    pytest.importorskip("av")
+    form = {"task": "audio2audio", "infer_step": "4", "format": "wav32"}
+    made = server.post("/generate_music_direct", data=form, files={"audio_file": recording(kind)})
+    assert len(audio_of(made)) == pytest.approx(2 * 48_000, abs=6_000)
+
+
 def test_a_retake_of_an_earlier_song_is_another_take_of_it(server: Server) -> None:
     first = server.post("/generate_music", json=QUICK).json()
     of_first = {"task": "retake", "source_request_id": first["request_id"], "infer_step": 4}
@@ -212,7 +221,7 @@ def test_every_page_answers(server: Server, page: str) -> None:
 LONG = {"audio_duration": 120.0, "infer_step": 2, "guidance_scale": 1.0}  # decoding takes seconds
 
 
-@pytest.mark.parametrize("audio_format", ["wav", "mp3", "ogg", "opus", "flac"])
+@pytest.mark.parametrize("audio_format", ["wav", "wav32", "mp3", "ogg", "opus", "flac"])
 def test_a_song_is_heard_while_it_is_made_and_all_that_was_heard_is_its_file(server: Server, audio_format: str) -> None:
     song = LONG | {"format": audio_format, "stream": True}
     with server.post("/generate_music_direct", json=song, stream=True) as answer:

@@ -21,7 +21,6 @@ from acestep_engine.audio import (
 )
 from acestep_engine.encode import encode_audio
 from acestep_engine.errors import AudioError, AudioTooLargeError
-from acestep_engine.params import AudioFormat
 from acestep_engine.tags import read_tags
 
 LIMITS = AudioLimits()
@@ -91,6 +90,9 @@ def test_a_mix_of_full_scale_channels_stays_within_full_scale(channels: int) -> 
         ("WAV", "DOUBLE", 44_100),
         ("WAVEX", "PCM_16", 96_000),
         ("RF64", "PCM_16", 48_000),
+        ("W64", "PCM_24", 96_000),
+        ("AU", "PCM_16", 44_100),
+        ("AU", "FLOAT", 8_000),
         ("AIFF", "PCM_16", 22_050),
         ("FLAC", "PCM_24", 192_000),
         ("MP3", "MPEG_LAYER_III", 22_050),
@@ -153,7 +155,7 @@ def test_what_is_no_audio_is_refused_with_a_reason(data: bytes, message: str) ->
         read_audio(data, LIMITS)
 
 
-@pytest.mark.parametrize("container", ["AU", "CAF", "W64", "PAF", "VOC", "MAT5", "SDS"])
+@pytest.mark.parametrize("container", ["PAF", "MAT5", "SDS", "PVF", "NIST"])
 def test_rare_containers_that_the_library_could_open_are_refused(container: str) -> None:
     with pytest.raises(AudioError, match="no audio file that is known"):
         check_audio(file_of(np.zeros((100, 1)), container=container), LIMITS)
@@ -162,40 +164,6 @@ def test_rare_containers_that_the_library_could_open_are_refused(container: str)
 def test_a_rare_codec_in_a_common_container_is_refused_by_name() -> None:
     with pytest.raises(AudioError, match="IMA_ADPCM"):
         check_audio(file_of(tones(0.5).T, codec="IMA_ADPCM"), LIMITS)
-
-
-@pytest.mark.parametrize("kept", [0.01, 0.3, 0.5, 0.9, 0.999])
-@pytest.mark.parametrize("audio_format", ["mp3", "flac"])
-def test_a_truncated_mp3_or_flac_is_refused(audio_format: AudioFormat, kept: float) -> None:
-    data = encode_audio(tones(3), audio_format, {})
-
-    with pytest.raises(AudioError, match=r"cut off|broken|ends within"):
-        check_audio(data[: int(len(data) * kept)], LIMITS)
-
-
-def test_an_mp3_cut_between_two_frames_is_refused_by_the_encoders_count() -> None:
-    file = io.BytesIO()
-    constant: dict[str, Any] = {"bitrate_mode": "CONSTANT", "compression_level": 0.0}
-    soundfile.write(file, tones(3).T, RATE_HZ, format="MP3", subtype="MPEG_LAYER_III", **constant)
-    data, frame_bytes = file.getvalue(), 960  # at 320 kbit/s
-    assert len(data) % frame_bytes == 0
-
-    assert frames_of(data) == 3 * RATE_HZ
-    with pytest.raises(AudioError, match=r"bytes are there of .* encoded"):
-        check_audio(data[: frame_bytes * 60], LIMITS)
-
-
-def test_an_mp3_may_have_a_tag_behind_it() -> None:
-    data = encode_audio(tones(1), "mp3", TAGS)
-
-    assert frames_of(data + b"TAG" + bytes(125)) == RATE_HZ
-
-
-@pytest.mark.parametrize("audio_format", ["wav", "ogg", "opus"])
-def test_a_wav_or_ogg_file_that_ends_early_counts_as_what_is_there(audio_format: AudioFormat) -> None:
-    data = encode_audio(tones(3), audio_format, {})
-
-    assert 0 < frames_of(data[: len(data) // 2]) < 3 * RATE_HZ
 
 
 def test_a_file_without_samples_is_refused() -> None:

@@ -15,7 +15,7 @@ import soundfile
 from acestep_engine.checkpoint import LYRIC_VOCABULARY, NANO_PATH
 from acestep_engine.encode import encode_audio
 from acestep_engine.lyrics import LyricTokenizer, is_instrumental
-from acestep_engine.params import Progress
+from acestep_engine.params import Progress, file_extension
 from deployments.events import EventLog
 from deployments.failures import CANCELLED, CLIENT_LEFT
 from deployments.messages import (
@@ -138,7 +138,7 @@ class MemoryJobs:
         results = []
         for index, audio in enumerate(self.audio[key]):
             self.heard[key, index] = audio.tobytes()
-            saved = f"./outputs/output_20260101000000_{index}.{submission.audio_format}"
+            saved = f"./outputs/output_20260101000000_{index}.{file_extension(submission.audio_format)}"
             path = saved if submission.save_file else None
             results.append(SongResult("tiny", "cpu", RENDERED_S, audio.size, {"diffusion_s": 0.0}, path))
         await self._update(

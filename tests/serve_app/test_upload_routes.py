@@ -18,6 +18,7 @@ from acestep_engine.params import AUDIO_FORMATS, AudioFormat
 from deployments.messages import Upload
 from serve_app import openapi
 from serve_app.settings import Settings
+from tests.engine.recordings import recording
 from tests.serve_app.conftest import Connect
 from tests.serve_app.memory import MemoryJobs, wav
 
@@ -108,6 +109,41 @@ async def test_what_is_no_audio_is_refused(client: httpx.AsyncClient, jobs: Memo
     assert status == 422
     assert code in ("unreadable_audio", "invalid_request")
     assert not jobs.views
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11" + bytes(200), "a WMA or ASF file"),
+        (b"wvpk" + bytes(200), "a WavPack file"),
+        (b"\x00\x00\x00\x20ftypM4A " + bytes(200), "an MP4 or M4A file"),
+    ],
+)
+async def test_a_known_kind_that_cannot_be_read_is_named_with_the_way_out(
+    client: httpx.AsyncClient, data: bytes, words: str
+) -> None:
+    response = await client.post(UPLOAD, files={"audio_file": data})
+    assert (response.status_code, response.json()["code"]) == (422, "unreadable_audio")
+    assert f"this is {words}" in response.json()["detail"]
+    assert "convert it: ffmpeg -i FILE out.wav" in response.json()["detail"]
+
+
+async def test_a_trimmed_mp3_with_junk_before_it_is_accepted(client: httpx.AsyncClient) -> None:
+    data = encode_audio(np.zeros((2, 96_000), np.float32), "mp3", {})
+    response = await client.post(UPLOAD, files={"audio_file": b"\r\n" + data[: len(data) // 2]})
+    assert response.is_success, response.text
+
+
+@pytest.mark.parametrize("kind", ["m4a", "webm of opus"])
+async def test_what_phones_and_browsers_record_is_accepted(
+    client: httpx.AsyncClient, jobs: MemoryJobs, kind: str
+) -> None:
+    pytest.importorskip("av")
+    data = recording(kind)
+    response = await client.post(UPLOAD, files={"audio_file": ("blob", data, "audio/webm;codecs=opus")})
+    assert response.is_success, response.text
+    (submission,) = jobs.submissions.values()
+    assert submission.songs[0].duration_s == pytest.approx(2, abs=0.2)
 
 
 async def test_audio_without_or_with_bad_samples_is_refused(client: httpx.AsyncClient, jobs: MemoryJobs) -> None:
