@@ -7,6 +7,8 @@ clients, which take the chunks' sizes for content. h11 does neither.
 
 import asyncio
 import json
+import uuid
+from http import HTTPStatus
 from typing import Any
 
 import h11
@@ -16,18 +18,14 @@ from uvicorn.server import ServerState
 
 MAX_HEAD_BYTES = 64 * 1024  # of a request: lyrics in an address are up to 40 KB
 
-_REFUSAL = {
-    "type": "about:blank",
-    "title": "Bad Request",
-    "status": 400,
-    "detail": f"the request is not valid HTTP/1.1, or its head is longer than {MAX_HEAD_BYTES} bytes",
-    "success": False,
-    "code": "bad_http",
-}
+HEAD_TIMEOUT_S = 10.0  # from the connection, or from a request's first byte, to the end of its head
+
+BAD_REQUEST = f"the request is not valid HTTP/1.1, or its head is longer than {MAX_HEAD_BYTES} bytes"
+TOO_SLOW = f"the head of the request did not come within {HEAD_TIMEOUT_S:g} s"
 
 
 class HttpProtocol(H11Protocol):
-    """One connection. Refuses what is not HTTP with a problem body."""
+    """One connection. Refuses what is not HTTP, and a request whose head does not come, with a problem body."""
 
     def __init__(
         self,
@@ -38,24 +36,64 @@ class HttpProtocol(H11Protocol):
     ) -> None:
         config.h11_max_incomplete_event_size = MAX_HEAD_BYTES
         super().__init__(config, server_state, app_state, _loop)
+        self._head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._watch_head()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_watching()
+        super().connection_lost(exc)
+
+    def _watch_head(self) -> None:
+        if self.conn.their_state is not h11.IDLE:  # the head is there, or there will be none
+            self._stop_watching()
+        elif self._head_timer is None:
+            self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._give_up_on_head)
+
+    def _stop_watching(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _give_up_on_head(self) -> None:
+        if self.conn.trailing_data[0]:
+            self._refuse(408, "request_timeout", TOO_SLOW)
+        else:
+            self.transport.close()  # browsers open connections ahead of their use
 
     def send_400_response(self, msg: str) -> None:
-        if self.conn.our_state is h11.SEND_BODY:  # an answer is on its way already
-            self.transport.close()
-            return
-        body = json.dumps(_REFUSAL | {"error_message": _REFUSAL["detail"]}).encode()
-        headers = [
-            ("Content-Type", "application/problem+json"),
-            ("Content-Length", str(len(body))),
-            ("Cache-Control", "no-store"),
-            ("Connection", "close"),
-        ]
-        for event in (
-            h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
-            h11.Data(data=body),
-            h11.EndOfMessage(),
-        ):
-            self.transport.write(self.conn.send(event) or b"")
+        self._refuse(400, "bad_http", BAD_REQUEST)
+
+    def _refuse(self, status: int, code: str, detail: str) -> None:
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):  # else an answer is on its way already
+            phrase = HTTPStatus(status).phrase
+            body = json.dumps(
+                {
+                    "type": "about:blank",
+                    "title": phrase,
+                    "status": status,
+                    "detail": detail,
+                    "success": False,
+                    "error_message": detail,
+                    "code": code,
+                    "request_id": uuid.uuid4().hex,
+                }
+            ).encode()
+            headers = [
+                ("Content-Type", "application/problem+json"),
+                ("Content-Length", str(len(body))),
+                ("Cache-Control", "no-store"),
+                ("Connection", "close"),
+            ]
+            response = h11.Response(status_code=status, headers=headers, reason=phrase.encode())
+            for event in (response, h11.Data(data=body), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
 
 

@@ -7,9 +7,11 @@ import socket
 import time
 
 import pytest
+import requests
 import urllib3
 import websockets.sync.client
 
+from serve_app import http_protocol, openapi
 from serve_app.settings import Settings
 from tests.clients.conftest import LiveServer, StartServer
 
@@ -268,7 +270,8 @@ def test_what_is_not_http_is_a_problem(live_server: LiveServer) -> None:
     ):
         lines, _, body = live_server.send(request).partition(b"\r\n\r\n")
         assert lines.startswith(b"HTTP/1.1 400")
-        assert json.loads(body)["code"] == "bad_http"
+        problem = openapi.Problem.model_validate_json(body)
+        assert (problem.status, problem.code) == (400, "bad_http")
     long = live_server.get("/lyrics/tokens?lyrics=" + "%EA%B0%80" * 1_300)  # Korean: three bytes and nine letters each
     assert long.ok
 
@@ -291,3 +294,26 @@ def test_a_song_that_fails_while_it_is_heard_breaks_its_connection(
         with pytest.raises(urllib3.exceptions.ProtocolError):
             answer.raw.read()
     assert not [record for record in caplog.records if record.exc_info]
+
+
+def test_a_head_that_does_not_come_is_given_up(live_server: LiveServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.5)
+    assert live_server.send() == b""
+    lines, _, body = live_server.send(b"GET /health HTTP/1.1\r\nHost: x\r\n").partition(b"\r\n\r\n")
+    assert lines.startswith(b"HTTP/1.1 408")
+    assert openapi.Problem.model_validate_json(body).code == "request_timeout"
+    first = head("GET", "/sample_data")
+    assert live_server.send(first, b"GET /health", pause_s=0.1).count(b"HTTP/1.1 ") == 2
+
+
+def test_a_body_and_an_answer_may_take_longer_than_a_head(
+    live_server: LiveServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.2)
+    request = head("POST", "/generate_music_async", *JSON_SONG, "Connection: close")
+    assert live_server.send(request, SONG[:10], SONG[10:], pause_s=0.4).startswith(b"HTTP/1.1 20")
+    with requests.Session() as kept:
+        for _ in range(3):
+            assert kept.get(f"{live_server.url}/health", timeout=10).ok
+            time.sleep(0.4)
+    assert live_server.get("/health").ok
