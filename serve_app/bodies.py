@@ -7,6 +7,7 @@ read, 408 where it comes too slowly, 415 for types that no route takes, 422 wher
 
 import asyncio
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,12 +19,14 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
+from serve_app.body_room import BodyRoom
 from serve_app.errors import HttpProblem, too_large
 from serve_app.fields import FieldProblem
 from serve_app.names import ALIASES
 from serve_app.printable import printable
 from serve_app.schemas import GenerateRequest
 
+AUDIO_BASE64 = "audio_base64"
 MAX_FORM_FIELDS = 100
 UTF_8 = "utf-8"
 CHARSETS: Mapping[str, str] = {
@@ -53,7 +56,7 @@ NULL_WORDS = frozenset(("null", "undefined", "None"))
 # Fields of which blank text says something. A form sends every field it has, so that others are left out when blank.
 BLANK_MEANS_BLANK = frozenset(("prompt", "lyrics", "genre", "tags", "caption"))
 # Parts of these names are text, also those that come from a file: `curl -F lyrics=@lyrics.txt`.
-TEXT_FIELDS = ({*GenerateRequest.model_fields, *ALIASES} | {"audio_base64"}) - {
+TEXT_FIELDS = ({*GenerateRequest.model_fields, *ALIASES} | {AUDIO_BASE64}) - {
     "ref_audio_input",
     "src_audio",
     "src_audio_path",
@@ -70,19 +73,30 @@ class Body:
 
 @dataclass(frozen=True)
 class BodyLimits:
-    """How large a body may be, and how slow. `stall_s` is a time in which nothing came."""
+    """How large a body may be, and how slow.
 
-    nbytes: int
+    `text_bytes` bounds everything in it but audio, which is a file or the value of `audio_base64`: only this much is
+    ever parsed. `stall_s` is a time in which nothing came.
+    """
+
+    text_bytes: int
+    audio_bytes: int
     stall_s: float
     bytes_per_s: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.text_bytes + self.audio_bytes
 
 
 def _bad(code: str, detail: str) -> HttpProblem:
     return HttpProblem(400, code, detail)
 
 
-async def read_bytes(request: Request, limits: BodyLimits) -> bytes:
-    """Read the whole body. Raises HttpProblem 413 for one over the limit, before it is read where it says so.
+async def read_bytes(request: Request, limits: BodyLimits, room: BodyRoom) -> bytes:
+    """Read the whole body into the room that it has beside others.
+
+    Raises HttpProblem 413 for one over the limit, before it is read where it says so.
 
     Raises HttpProblem 408 for a body that stalls, or is so slow that it would hold its connection for hours.
     """
@@ -106,6 +120,7 @@ async def read_bytes(request: Request, limits: BodyLimits) -> bytes:
         size += len(chunk)
         if size > limits.nbytes:
             raise too_large("the body", limits.nbytes)
+        room.grow(size)
         chunks.append(chunk)
         if not message.get("more_body", False):
             return b"".join(chunks)
@@ -118,7 +133,7 @@ def _too_slow(what: str, size: int) -> HttpProblem:
     return HttpProblem(408, "body_timeout", f"{what}: {size:,} bytes are here", headers={"Connection": "close"})
 
 
-async def read_body(request: Request, limits: BodyLimits, file_field: str | None = None) -> Body:
+async def read_body(request: Request, limits: BodyLimits, room: BodyRoom, file_field: str | None = None) -> Body:
     """Read the body by its Content-Type; as JSON when it has none. Raises HttpProblem.
 
     `file_field` is the name of the part that may be a file, where a route takes one.
@@ -130,21 +145,21 @@ async def read_body(request: Request, limits: BodyLimits, file_field: str | None
     charset = options.get(b"charset", b"utf-8").decode("latin-1")
     parse: Callable[[bytes], Body]
     if media_type in JSON_TYPES or media_type.endswith(b"+json"):
-        parse = partial(parse_json, charset=charset)
+        parse = partial(parse_json, limit_bytes=limits.text_bytes, charset=charset)
     elif media_type == b"application/x-www-form-urlencoded":
-        parse = partial(parse_form, charset=charset)
+        parse = partial(parse_form, limit_bytes=limits.text_bytes, charset=charset)
     elif media_type == b"multipart/form-data":
         boundary = options.get(b"boundary", b"")
         if not boundary:
             raise _bad("bad_multipart", "the Content-Type of a multipart body must name its boundary")
 
         def parse(data: bytes) -> Body:
-            return parse_multipart(data, boundary, file_field)
+            return parse_multipart(data, boundary, file_field, limits.text_bytes)
     else:
         shown = printable(media_type.decode("latin-1"))
         accepted = "application/json, multipart/form-data or application/x-www-form-urlencoded"
         raise HttpProblem(415, "unsupported_media_type", f"the body is '{shown}': send {accepted}")
-    data = await read_bytes(request, limits)
+    data = await read_bytes(request, limits, room)
     if len(data) > PARSE_ASIDE_BYTES:
         return await anyio.to_thread.run_sync(parse, data)
     return parse(data)
@@ -184,8 +199,15 @@ def _bounded_integer(digits: str) -> int:
 _DECODER = json.JSONDecoder(object_pairs_hook=_object_without_duplicates, parse_int=_bounded_integer)
 
 
-def parse_json(data: bytes, charset: str = UTF_8) -> Body:
-    """A JSON object. Raises HttpProblem: 400 where it is no JSON, 422 where it is empty or no object."""
+def parse_json(data: bytes, limit_bytes: int, charset: str = UTF_8) -> Body:
+    """Read a JSON object. Raises HttpProblem: 400 where it is no JSON, 422 where it is empty or no object.
+
+    The value of `audio_base64` is cut out of the bytes and never parsed. Raises HttpProblem 413 for more than the limit
+    beside it.
+    """
+    data, audio = _without_json_audio(data) if len(data) > limit_bytes else (data, None)
+    if len(data) > limit_bytes:
+        raise too_large(f"the JSON beside {AUDIO_BASE64}", limit_bytes)
     text = _text(data, "the JSON body", charset).strip(" \t\r\n")
     if not text:
         raise HttpProblem(422, "empty_body", "the body is empty: send a JSON object, at least {}")
@@ -198,7 +220,22 @@ def parse_json(data: bytes, charset: str = UTF_8) -> Body:
         raise _bad("bad_json", "the JSON is nested too deeply") from None
     if not isinstance(parsed, dict):
         raise HttpProblem(422, "not_an_object", "the JSON body must be an object with the request's fields")
+    if audio is not None and AUDIO_BASE64 in parsed:
+        parsed[AUDIO_BASE64] = audio
     return Body(parsed)
+
+
+# A string behind the key. In a text of JSON, a quotation mark within a string has a backslash before it.
+_JSON_AUDIO = re.compile(rb'"audio_base64"\s*+:\s*+"([^"\\]*+(?:\\.[^"\\]*+)*+)"')
+
+
+def _without_json_audio(data: bytes) -> tuple[bytes, str | None]:
+    """The bytes of a JSON object without the value of `audio_base64`, and that value; None if it has none."""
+    found = _JSON_AUDIO.search(data)
+    if found is None:
+        return data, None
+    value = found[1].replace(b"\\/", b"/").replace(b"\\n", b"\n").replace(b"\\r", b"\r")
+    return data[: found.start(1)] + data[found.end(1) :], value.decode("latin-1")  # what is no base64 is found later
 
 
 def _form_fields(pairs: list[tuple[str, str]]) -> dict[str, object]:
@@ -230,8 +267,14 @@ def _is_given(name: str, value: object) -> bool:
     return bool(value.strip()) or name in BLANK_MEANS_BLANK
 
 
-def parse_form(data: bytes, charset: str = UTF_8) -> Body:
-    """An urlencoded form. Raises HttpProblem 400 or, where the body is mislabelled JSON, 415."""
+def parse_form(data: bytes, limit_bytes: int, charset: str = UTF_8) -> Body:
+    """Read an urlencoded form. Raises HttpProblem 400 or, where the body is mislabelled JSON, 415.
+
+    The value of `audio_base64` is cut out of the bytes. Raises HttpProblem 413 for more than the limit beside it.
+    """
+    data, audio = _without_form_audio(data) if len(data) > limit_bytes else (data, None)
+    if len(data) > limit_bytes:
+        raise too_large(f"the form beside {AUDIO_BASE64}", limit_bytes)
     text = _text(data, "the form", charset)
     if text.lstrip().startswith("{"):
         detail = "the body looks like JSON but is sent as a form: add the header `Content-Type: application/json`"
@@ -244,7 +287,23 @@ def parse_form(data: bytes, charset: str = UTF_8) -> Body:
         pairs = parse_qsl(text, keep_blank_values=True, errors="strict")
     except UnicodeDecodeError:
         raise _bad("bad_encoding", "the form is not UTF-8") from None
-    return Body(_form_fields(pairs))
+    fields = _form_fields(pairs)
+    return Body(fields if audio is None else fields | {AUDIO_BASE64: audio})
+
+
+_FORM_AUDIO = re.compile(rb"(?:^|&)audio_base64=([^&]*+)")
+_ENCODED_BASE64 = {b"%2B": b"+", b"%2b": b"+", b"%2F": b"/", b"%2f": b"/", b"%3D": b"=", b"%3d": b"="}
+
+
+def _without_form_audio(data: bytes) -> tuple[bytes, str | None]:
+    """The bytes of a form without the value of `audio_base64`, and that value; None if it has none."""
+    found = _FORM_AUDIO.search(data)
+    if found is None:
+        return data, None
+    value = found[1].replace(b"+", b" ")
+    for encoded, letter in _ENCODED_BASE64.items():  # the only ones of base64 that a form encodes
+        value = value.replace(encoded, letter)
+    return data[: found.start(1)] + data[found.end(1) :], value.decode("latin-1")
 
 
 @dataclass(frozen=True)
@@ -310,8 +369,8 @@ class _Parts:
         self.ended = True
 
 
-def parse_multipart(data: bytes, boundary: bytes, file_field: str | None) -> Body:
-    """Read a multipart form. Raises HttpProblem 400.
+def parse_multipart(data: bytes, boundary: bytes, file_field: str | None, limit_bytes: int) -> Body:
+    """Read a multipart form. Raises HttpProblem 400, and 413 for more than the limit beside the audio.
 
     The part called `file_field` is the file, whatever its type says. So is one called `file`, and the only part that
     has a file name and none of the names of fields.
@@ -337,6 +396,8 @@ def parse_multipart(data: bytes, boundary: bytes, file_field: str | None) -> Bod
         raise _bad("bad_multipart", "the multipart body ends before its closing boundary")
     found = _file_part(collected.parts, file_field)
     others = [part for part in collected.parts if part is not found]
+    if sum(len(part.content) for part in others if part.name != AUDIO_BASE64) > limit_bytes:
+        raise too_large("the text of the form", limit_bytes)
     texts = [(part.name, _text(part.content, f"the field '{printable(part.name)}'", part.charset)) for part in others]
     return Body(_form_fields(texts), {} if file_field is None or found is None else {file_field: found.content})
 

@@ -16,6 +16,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 
 from acestep_engine.errors import AudioError, AudioTooLargeError, EngineError, ParameterError, RequestError
 from deployments.messages import (
@@ -35,13 +36,13 @@ from deployments.messages import (
     StorageError,
 )
 from serve_app.fields import FieldProblem, InvalidRequestError
-from serve_app.middleware import allowed_methods
 from serve_app.printable import printable
 
 logger = logging.getLogger("ray.serve.acestep")  # Ray Serve's handlers write it
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 RETRY_SOON_S = 2
+METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
 
 class BackendError(Exception):
@@ -215,6 +216,19 @@ def request_id_of(request: Request) -> str:
 def problem_response(request: Request, problem: HttpProblem) -> JSONResponse:
     body = problem_body(problem, problem.request_id or request_id_of(request))
     return JSONResponse(body, problem.status, problem.headers, PROBLEM_MEDIA_TYPE)
+
+
+def allowed_methods(request: Request) -> str:
+    """The methods that the routes of a request's path take, as `Allow` lists them."""
+    routes = request.app.routes
+    methods = [
+        method
+        for method in METHODS
+        if any(route.matches(dict(request.scope) | {"method": method})[0] is Match.FULL for route in routes)
+    ]
+    if "GET" in methods:
+        methods.insert(1, "HEAD")
+    return ", ".join(methods)
 
 
 async def _answer_known(request: Request, error: Exception) -> JSONResponse:

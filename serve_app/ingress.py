@@ -62,6 +62,7 @@ def create_app(settings: Settings, job_manager: JobManagerClient, *, behind_prox
         behind_proxy=behind_proxy,
         lost_client=RayError,
         cors_origins=settings.cors_origins,
+        allowed_hosts=settings.allowed_hosts,
         title="ACE-Step music generation",
         version=package_version(),
         description=openapi.DESCRIPTION,

@@ -12,7 +12,8 @@ from acestep_engine.params import SOURCE_TASKS, AudioFormat, Task
 from deployments.callbacks import CallbackError, check_url
 from deployments.messages import AudioFile, JobEndedError, JobView, ServiceError, Submission
 from serve_app.accept import wanted_format
-from serve_app.bodies import read_body
+from serve_app.bodies import AUDIO_BASE64, read_body
+from serve_app.body_room import BodyRoom
 from serve_app.errors import BackendError, BackendUnavailableError, job_problem, request_id_of, wait_ended
 from serve_app.fields import FieldProblem, InvalidRequestError, invalid
 from serve_app.idempotency import digest_of, key_of
@@ -22,7 +23,7 @@ from serve_app.request_fields import translate
 from serve_app.resolve import RouteRules, resolve, task_of
 from serve_app.schemas import GenerateRequest, parse_generate
 from serve_app.service import Service, body_limits, service_of
-from serve_app.sources import AUDIO_BASE64, AUDIO_FILE, FILE_FIELDS, find_source, source_name
+from serve_app.sources import AUDIO_FILE, FILE_FIELDS, find_source, source_name
 
 logger = logging.getLogger("ray.serve.acestep")  # Ray Serve's handlers write it
 
@@ -62,10 +63,15 @@ async def read_order(request: Request, intake: Intake, *, answers_audio: bool = 
     With `answers_audio`, the answer is the audio of one song: Accept may choose its format, and it may be streamed.
     """
     service = service_of(request)
+    _check_query(request)
+    with service.bodies.enter() as room:
+        return await _read_order(request, service, intake, room, answers_audio)
+
+
+async def _read_order(request: Request, service: Service, intake: Intake, room: BodyRoom, answers_audio: bool) -> Order:
     limits = service.settings.limits
     key = key_of(request)
-    _check_query(request)
-    body = await read_body(request, body_limits(service.settings, with_audio=True), AUDIO_FILE)
+    body = await read_body(request, body_limits(service.settings, with_audio=True), room, AUDIO_FILE)
     named = translate({name: value for name, value in body.fields.items() if name != AUDIO_BASE64})
     asked = parse_generate(named.fields, named.sent_as)
     if asked.stream and not answers_audio:

@@ -1,6 +1,6 @@
 """What stands around the whole application, error answers included: ids, CORS, HEAD, spellings of paths, caching.
 
-Request ─▶ LostClients ─▶ RequestFrame ─▶ CORS ─▶ PlainPath ─▶ HeadAsGet ─▶ FastAPI
+Request ─▶ LostClients ─▶ RequestFrame ─▶ CORS ─▶ ForeignPages ─▶ PlainPath ─▶ HeadAsGet ─▶ FastAPI
 """
 
 import asyncio
@@ -14,16 +14,16 @@ from typing import Any
 from fastapi import FastAPI, Request
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
-from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve_app.errors import HttpProblem, problem_response
 from serve_app.ids import REQUEST_ID
 from serve_app.printable import printable
 
 logger = logging.getLogger("ray.serve.acestep")  # Ray Serve's handlers write it
 
 CLIENT_CLOSED = 499  # in the log only: nobody is there to be answered
-METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 
 CORS_METHODS = ("GET", "HEAD", "POST", "DELETE")
 CORS_REQUEST_HEADERS = (
@@ -57,16 +57,24 @@ class Application(FastAPI):
     """
 
     def __init__(
-        self, *, behind_proxy: bool, lost_client: type[Exception], cors_origins: Sequence[str], **options: Any
+        self,
+        *,
+        behind_proxy: bool,
+        lost_client: type[Exception],
+        cors_origins: Sequence[str],
+        allowed_hosts: Sequence[str],
+        **options: Any,
     ) -> None:
         # A redirect for a slash too many names the scheme and the host as we see them, behind a proxy the wrong ones.
         super().__init__(redirect_slashes=False, **options)
         self._behind_proxy = behind_proxy
         self._lost_client = lost_client
         self._cors_origins = cors_origins
+        self._allowed_hosts = allowed_hosts
 
     def build_middleware_stack(self) -> ASGIApp:
         app: ASGIApp = PlainPath(HeadAsGet(super().build_middleware_stack()))
+        app = ForeignPages(app, self._cors_origins, self._allowed_hosts)
         if self._cors_origins:
             app = CORSMiddleware(
                 app,
@@ -142,6 +150,54 @@ class RequestFrame:
             logger.info("%s %s %d %.0f ms", request_id, where, status, elapsed_ms)
 
 
+class ForeignPages:
+    """Refuses what web pages of other origins ask for, where it would change something, and foreign names of this host.
+
+    A browser sends a form to any address that a page names, and opens WebSockets to it. It says which page asked.
+    """
+
+    def __init__(self, app: ASGIApp, allowed_origins: Sequence[str], allowed_hosts: Sequence[str]) -> None:
+        self._app = app
+        self._allowed_origins = allowed_origins
+        self._allowed_hosts = allowed_hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        problem = self._problem(scope)
+        if problem is None:
+            await self._app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008, "reason": problem.detail})
+        else:
+            await problem_response(Request(scope), problem)(scope, receive, send)
+
+    def _problem(self, scope: Scope) -> HttpProblem | None:
+        headers = Headers(scope=scope)
+        host = headers.get("host", "")
+        if self._allowed_hosts and _name_of(host) not in self._allowed_hosts:
+            detail = f"'{printable(host)}' is no name of this server; the operator may add it to allowed_hosts"
+            return HttpProblem(421, "foreign_host", detail)
+        if scope["type"] == "http" and scope["method"] in SAFE_METHODS:
+            return None
+        origin = headers.get("origin")
+        if origin is None or headers.get("sec-fetch-site") in ("same-origin", "none"):
+            return None  # no page, or one of ours
+        if not {origin, "*"}.isdisjoint(self._allowed_origins):
+            return None
+        if origin.partition("://")[2] in (host, headers.get("x-forwarded-host")):
+            return None
+        detail = f"a page of '{printable(origin)}' may not use this server; the operator may add it to cors_origins"
+        return HttpProblem(403, "foreign_origin", detail)
+
+
+def _name_of(host: str) -> str:
+    """A Host header without its port, in lower case."""
+    name, colon, port = host.lower().rpartition(":")
+    return name if colon and (port.isdigit() or not port) else host.lower()
+
+
 class PlainPath:
     """Reads `//health` and `/health/` as `/health`: base addresses end with a slash or do not."""
 
@@ -188,16 +244,3 @@ def wants_only_headers(request: Request) -> bool:
     """Whether a GET request came as HEAD: a route may save itself what it would do for the body."""
     only_headers: bool = getattr(request.state, "only_headers", False)
     return only_headers
-
-
-def allowed_methods(request: Request) -> str:
-    """The methods that the routes of a request's path take, as `Allow` lists them."""
-    routes = request.app.routes
-    methods = [
-        method
-        for method in METHODS
-        if any(route.matches(dict(request.scope) | {"method": method})[0] is Match.FULL for route in routes)
-    ]
-    if "GET" in methods:
-        methods.insert(1, "HEAD")
-    return ", ".join(methods)

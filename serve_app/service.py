@@ -26,6 +26,7 @@ from deployments.messages import (
     Submission,
 )
 from serve_app.bodies import BodyLimits
+from serve_app.body_room import BodyRooms
 from serve_app.errors import BackendError
 from serve_app.settings import Settings
 
@@ -150,8 +151,13 @@ class Service:
     job_manager: JobManagerClient
     watch: StatusWatch
     decoding: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(AUDIO_CHECKS_AT_ONCE))
+    bodies: BodyRooms = field(init=False)
     followers: int = 0  # of jobs, now
     _running: set[asyncio.Task[Any]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        limits = self.settings.limits
+        self.bodies = BodyRooms(limits.bodies, limits.bodies_mb * MIB)
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run `work` to its end even if the request that asked for it is cancelled.
@@ -167,8 +173,8 @@ class Service:
 def body_limits(settings: Settings, *, with_audio: bool = False) -> BodyLimits:
     """The bounds on a body, where audio may be in it and where not."""
     limits = settings.limits
-    size_mb = limits.json_mb + (max(limits.upload_mb, limits.base64_mb) if with_audio else 0)
-    return BodyLimits(size_mb * MIB, limits.body_timeout_s, limits.body_bytes_per_s)
+    audio_mb = max(limits.upload_mb, limits.base64_mb) if with_audio else 0
+    return BodyLimits(limits.json_mb * MIB, audio_mb * MIB, limits.body_timeout_s, limits.body_bytes_per_s)
 
 
 def service_of(request: Request) -> Service:

@@ -65,6 +65,8 @@ class Limits(Section):
     batch_size: Annotated[int, Field(ge=1, le=64)] = 8  # songs of one job
     queue_size: Annotated[int, Field(ge=1)] = 200
     followers: Annotated[int, Field(ge=1)] = 1_000  # clients that follow jobs live, of each ingress replica
+    bodies: Annotated[int, Field(ge=1)] = 500  # being read at a time, by each ingress replica...
+    bodies_mb: Megabytes = 512  # ...and what they hold together, but for the first 64 KiB of each
     body_timeout_s: Annotated[float, Field(gt=0)] = 60.0  # the longest time in which nothing of a body comes
     body_bytes_per_s: Annotated[int, Field(ge=0)] = 4_096  # the slowest that a body may come, on average
 
@@ -109,6 +111,9 @@ class Settings(Section):
     text_encoder: TextEncoderSettings = TextEncoderSettings()
     ingress_replicas: Annotated[int, Field(ge=1)] = 1
     cors_origins: tuple[Origin, ...] = ()  # web pages of other origins that may read the answers; "*": of any
+    # Names that a request may call this server, without ports; none: any. A web page can have its own name mean this
+    # machine, so that `acestep-serve` at a loopback address allows only loopback names.
+    allowed_hosts: tuple[str, ...] = ()
     jobs: JobSettings = JobSettings()
     limits: Limits = Limits()
     callbacks: CallbackSettings = Field(default_factory=CallbackSettings)
@@ -120,7 +125,7 @@ class Settings(Section):
     lora_root: Path | None = None  # where POST /loras may name adapters; None: nowhere
     loras: dict[LoraName, str] = {}  # adapters to register at start, each with its path, which may lie anywhere
     admin_key: str | None = Field(
-        default_factory=lambda: os.environ.get("ACESTEP_ADMIN_KEY")
+        default_factory=lambda: os.environ.get("ACESTEP_ADMIN_KEY"), repr=False
     )  # None: /initialize and POST /loras are off...
     admin_open: bool = False  # ...unless this says that anyone may administer (a laptop)
     log_level: LogLevel = Field(default_factory=lambda: os.environ.get("LOG_LEVEL", "INFO"), validate_default=True)

@@ -20,7 +20,7 @@ from deployments.messages import (
     SourceGoneError,
     Upload,
 )
-from serve_app.bodies import Body
+from serve_app.bodies import AUDIO_BASE64, Body
 from serve_app.errors import RETRY_SOON_S, HttpProblem, job_error
 from serve_app.fields import FieldProblem, invalid
 from serve_app.ids import known_form
@@ -29,7 +29,6 @@ from serve_app.service import Service
 from serve_app.uploads import MIB, checked_upload, decode_base64, read_confined
 
 AUDIO_FILE = "audio_file"
-AUDIO_BASE64 = "audio_base64"
 SENT_FIELDS = (AUDIO_FILE, AUDIO_BASE64)
 FILE_FIELDS = ("ref_audio_input", "src_audio")
 JOB_FIELD = "source_request_id"

@@ -136,7 +136,8 @@ async def initialize(request: Request) -> Response:
     service = service_of(request)
     fields: dict[str, object] = dict(request.query_params)
     if _has_body(request):
-        fields |= (await read_body(request, body_limits(service.settings))).fields
+        with service.bodies.enter() as room:
+            fields |= (await read_body(request, body_limits(service.settings), room)).fields
     asked = parse_initialize(fields)
     ignored = sorted(printable(name) for name in fields.keys() - InitializeRequest.model_fields.keys())
     status = await service.job_manager.service_status()

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
@@ -18,7 +19,8 @@ router = APIRouter(tags=["Jobs"])
 
 KEEP_ALIVE_S = 15.0
 RECONNECT_MS = 2_000
-MAX_EVENT_ID = 2**63
+EVENT_ID = re.compile(r"[0-9]{1,19}")
+MAX_EVENT_ID = 2**63 - 1
 POLICY_VIOLATION, TRY_AGAIN_LATER, NORMAL = 1008, 1013, 1000  # WebSocket close codes (RFC 6455)
 
 
@@ -38,7 +40,7 @@ async def events(request: Request, request_id: str) -> Response:
         return Response(status_code=204)
     _check_room(service)
     headers = {"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"}  # proxies would hold events back
-    return StreamingResponse(_as_text(service, known, batch), 200, headers, "text/event-stream")
+    return StreamingResponse(_as_text(service, known, batch, after), 200, headers, "text/event-stream")
 
 
 @router.websocket("/ws/{request_id}")
@@ -57,7 +59,7 @@ async def websocket(socket: WebSocket, request_id: str) -> None:
         reason = error.detail if isinstance(error, HttpProblem) else "there is no job with this id"
         await socket.close(TRY_AGAIN_LATER if late else POLICY_VIOLATION, reason)
         return
-    telling = asyncio.create_task(_tell(socket, _follow(service, known, batch)))
+    telling = asyncio.create_task(_tell(socket, _follow(service, known, batch, after)))
     listening = asyncio.create_task(_until_left(socket))
     try:
         await asyncio.wait([telling, listening], return_when=asyncio.FIRST_COMPLETED)
@@ -76,26 +78,25 @@ async def _tell(socket: WebSocket, events: AsyncIterator[JobEvent | None]) -> No
 
 
 async def _until_left(socket: WebSocket) -> None:
-    """What a follower sends is read and means nothing."""
-    with suppress(WebSocketDisconnect):
-        while True:
-            await socket.receive_text()
+    """Read what a follower sends, text or bytes, until it leaves. It means nothing."""
+    while (await socket.receive())["type"] != "websocket.disconnect":
+        pass
 
 
-async def _as_text(service: Service, request_id: str, first: EventBatch) -> AsyncIterator[str]:
+async def _as_text(service: Service, request_id: str, first: EventBatch, after: int) -> AsyncIterator[str]:
     yield f"retry: {RECONNECT_MS}\n\n"
-    async for event in _follow(service, request_id, first):
+    async for event in _follow(service, request_id, first, after):
         if event is None:
             yield ": still there\n\n"
         else:
             yield f"id: {event.event_id}\nevent: {event.kind}\ndata: {json.dumps(event.data)}\n\n"
 
 
-async def _follow(service: Service, request_id: str, first: EventBatch) -> AsyncIterator[JobEvent | None]:
-    """Every event up to the last; None where nothing happened for a while, or nobody could be asked."""
+async def _follow(service: Service, request_id: str, first: EventBatch, after: int) -> AsyncIterator[JobEvent | None]:
+    """Every event behind `after`, up to the last; None where nothing happened for a while, or nobody could be asked."""
     service.followers += 1
     try:
-        batch, after = first, 0
+        batch = first
         while True:
             for event in batch.events:
                 after = event.event_id
@@ -123,6 +124,6 @@ def _check_room(service: Service) -> None:
 def _event_id(text: str | None) -> int:
     if not text:
         return 0
-    if not (text.isascii() and text.isdigit()) or int(text[:20]) > MAX_EVENT_ID:
+    if EVENT_ID.fullmatch(text) is None or int(text) > MAX_EVENT_ID:
         raise HttpProblem(422, "invalid_request", "Last-Event-ID: is not the id of an event")
     return int(text)

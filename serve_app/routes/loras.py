@@ -49,7 +49,8 @@ async def register_lora(request: Request) -> Response:
     """
     require_admin(request)
     service = service_of(request)
-    body = await read_body(request, body_limits(service.settings))
+    with service.bodies.enter() as room:
+        body = await read_body(request, body_limits(service.settings), room)
     asked = parse_lora(body.fields)
     root = service.settings.lora_root
     path = await anyio.to_thread.run_sync(partial(confined_path, root, asked.path))

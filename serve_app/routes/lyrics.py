@@ -42,5 +42,7 @@ async def lyrics_tokens_of_query(request: Request) -> Response:
 )
 async def lyrics_tokens(request: Request) -> Response:
     """Read lyrics from a JSON body or a form: they are often too long for an address."""
-    body = await read_body(request, body_limits(service_of(request).settings))
+    service = service_of(request)
+    with service.bodies.enter() as room:
+        body = await read_body(request, body_limits(service.settings), room)
     return await _answer(request, parse_lyrics(body.fields))

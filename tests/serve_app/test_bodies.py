@@ -1,6 +1,9 @@
 """Bodies as real clients write them: repeated fields, files under other names, charsets, nulls as text."""
 
 import asyncio
+import base64
+import json
+import urllib.parse
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -8,9 +11,10 @@ import httpx
 import pytest
 
 from acestep_engine.params import GenerationParams
+from deployments.messages import Upload
 from serve_app.settings import Limits, Settings
 from tests.serve_app.conftest import Connect
-from tests.serve_app.memory import MemoryJobs
+from tests.serve_app.memory import MemoryJobs, wav
 
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 UPLOAD = "/generate_music_with_audio"
@@ -174,3 +178,94 @@ async def test_a_body_that_trickles_is_408_all_the_same(connect: Connect, settin
     response = await client.post("/generate_music_async", content=trickling())
     assert (response.status_code, response.json()["code"]) == (408, "body_timeout")
     assert "slower than 4,096 bytes a second" in response.json()["detail"]
+
+
+MIB = 2**20
+
+
+@pytest.mark.parametrize(
+    ("content", "headers"),
+    [
+        (b'{"prompt": "' + b"a" * MIB + b'"}', {}),
+        (b'{"prompt": [' + b"[]," * (MIB // 3) + b"[]]}", {}),
+        (b'{"audio_base64": "AAAA", "x": "' + b"a" * MIB + b'"}', {}),
+        (b'{"audio_base64": ["' + b"A" * MIB + b'"]}', {}),
+        (b"prompt=" + b"%41" * (MIB // 3 + 1), FORM),
+        (b"audio_base64=AAAA&prompt=" + b"a" * MIB, FORM),
+        multipart((named("prompt"), b"a" * (MIB + 1))),
+        multipart(*[(named(f"field{index}"), b"a" * (MIB // 8)) for index in range(9)]),
+    ],
+)
+async def test_all_but_the_audio_of_a_body_is_held_to_the_limit_of_json(
+    client: httpx.AsyncClient, jobs: MemoryJobs, content: bytes, headers: dict[str, str]
+) -> None:
+    response = await client.post("/generate_music_async", content=content, headers=headers)
+    assert (response.status_code, response.json()["code"]) == (413, "too_large")
+    assert jobs.views == {}
+
+
+@pytest.mark.parametrize("escaped", [False, True])
+@pytest.mark.parametrize("kind", ["json", "form", "multipart"])
+async def test_audio_in_text_may_be_larger_than_that(
+    client: httpx.AsyncClient, jobs: MemoryJobs, kind: str, escaped: bool
+) -> None:
+    song = wav(seconds=5.0)
+    text = base64.b64encode(song).decode()
+    assert len(text) > MIB
+    if kind == "json":
+        quoted = json.dumps({"audio_base64": text, "prompt": 'a \\"audio_base64\\": "b" c'})
+        body, headers = (quoted.replace("/", "\\/") if escaped else quoted).encode(), {}
+    elif kind == "form":
+        escapes = urllib.parse.quote(text, safe="") if escaped else text.replace("+", "%2b")
+        body, headers = f"prompt=x&audio_base64={escapes}&infer_step=5".encode(), FORM
+    else:
+        body, headers = multipart((named("audio_base64"), text.encode()), (named("prompt"), b"x"))
+    response = await client.post("/generate_music_with_audio_json", content=body, headers=headers)
+    assert response.status_code == 200, response.text
+    source = jobs.submissions[response.json()["request_id"]].source
+    assert isinstance(source, Upload)
+    assert source.content.tobytes() == song
+
+
+async def test_bodies_that_are_read_share_a_bound_and_small_ones_still_find_room(
+    connect: Connect, settings: Settings
+) -> None:
+    limits = Limits(json_mb=1, upload_mb=2, base64_mb=3, bodies_mb=1, bodies=5)
+    client = await connect(settings.model_copy(update={"limits": limits}))
+    go = asyncio.Event()
+
+    async def half() -> AsyncIterator[bytes]:
+        yield b" " * 900_000
+        await go.wait()
+        yield b"{}"
+
+    first = asyncio.create_task(client.post("/generate_music_async", content=half()))
+    await asyncio.sleep(0.05)
+    large = await client.post("/generate_music_async", content=b" " * 900_000 + b"{}")
+    assert (large.status_code, large.json()["code"]) == (503, "too_many_bodies")
+    assert large.headers["retry-after"]
+    small = await client.post("/generate_music_async", content=b"{}")
+    assert small.status_code == 200
+    go.set()
+    assert (await first).status_code == 200
+    assert (await client.post("/generate_music_async", content=b" " * 900_000 + b"{}")).status_code == 200
+
+
+async def test_so_many_bodies_are_read_and_no_more_and_health_answers_all_the_same(
+    connect: Connect, settings: Settings
+) -> None:
+    client = await connect(settings.model_copy(update={"limits": Limits(bodies=3)}))
+    go = asyncio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield b"{"
+        await go.wait()
+        yield b"}"
+
+    reading = [asyncio.create_task(client.post("/generate_music_async", content=slow())) for _ in range(3)]
+    await asyncio.sleep(0.05)
+    refused = await client.post("/generate_music_async", content=b"{}")
+    assert (refused.status_code, refused.json()["code"]) == (503, "too_many_bodies")
+    assert (await client.get("/health")).status_code == 200
+    go.set()
+    assert [answer.status_code for answer in await asyncio.gather(*reading)] == [200] * 3

@@ -56,6 +56,19 @@ async def test_who_reconnects_hears_what_he_missed_and_then_no_more(
     assert (await client.get(f"/events/{request_id}", headers=last)).status_code == 204
 
 
+async def test_a_reconnection_with_the_newest_id_hears_only_what_is_new(
+    client: httpx.AsyncClient, jobs: MemoryJobs
+) -> None:
+    jobs.hold()
+    request_id = await queued(client)
+    newest = (await jobs.events(request_id, 0, 0.0)).events[-1].event_id
+    headers = {"Last-Event-ID": str(newest)}
+    following = asyncio.create_task(client.get(f"/events/{request_id}", headers=headers))
+    await asyncio.sleep(0.05)
+    jobs.release()
+    assert [kind for _, kind, _ in parsed((await following).text)] == ["diffusion", "ended"]
+
+
 async def test_a_cancelled_job_ends_so(client: httpx.AsyncClient, jobs: MemoryJobs) -> None:
     jobs.hold()
     request_id = await queued(client)
@@ -69,7 +82,7 @@ async def test_an_unknown_job_cannot_be_followed(client: httpx.AsyncClient, requ
     assert (response.status_code, response.json()["code"]) == (404, "job_not_found")
 
 
-@pytest.mark.parametrize("event_id", ["x", "-1", "1.5", "9" * 30])
+@pytest.mark.parametrize("event_id", ["x", "-1", "1.5", "9" * 30, "0" * 20 + "1", "9" * 5_000, str(2**63)])
 async def test_what_is_no_event_id_is_refused(client: httpx.AsyncClient, event_id: str) -> None:
     request_id = await queued(client)
     response = await client.get(f"/events/{request_id}", headers={"Last-Event-ID": event_id})
@@ -118,6 +131,17 @@ def test_a_websocket_takes_the_first_protocol_that_a_browser_offers(settings: Se
             assert socket.accepted_subprotocol == "token.abc"
         with client.websocket_connect(f"/ws/{request_id}") as socket:
             assert socket.accepted_subprotocol is None
+
+
+def test_what_a_follower_sends_means_nothing(settings: Settings) -> None:
+    jobs = MemoryJobs()
+    with TestClient(create_app(settings, jobs)) as client:
+        request_id = client.post("/generate_music_async", json={}).json()["request_id"]
+        with client.websocket_connect(f"/ws/{request_id}") as socket:
+            socket.send_bytes(b"\x00")
+            socket.send_text("hello")
+            messages, code = all_of(socket)
+    assert (messages[-1]["event"], code) == ("ended", 1000)
 
 
 @pytest.mark.parametrize("path", ["x", "0" * 32])
