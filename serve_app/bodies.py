@@ -19,7 +19,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
-from serve_app.body_room import BodyRoom
+from serve_app.bounds import BodyRoom
 from serve_app.errors import HttpProblem, too_large
 from serve_app.fields import FieldProblem
 from serve_app.names import ALIASES

@@ -35,6 +35,8 @@ from serve_app.routes import admin, docs, events, generate, jobs, loras, lyrics,
 from serve_app.service import JobManagerClient, Service, StatusWatch
 from serve_app.settings import Settings
 
+# Far more than the bounds on what may wait, follow, read and be read (`limits`): /health always finds a place.
+MAX_REQUESTS = 20_000
 PATIENCE_S = 30.0  # with a JobManager that restarts, which takes some seconds
 RETRY_PAUSE_S = 0.5
 
@@ -199,7 +201,7 @@ class HandleClient:
         return status
 
 
-@serve.deployment(max_ongoing_requests=1_000)
+@serve.deployment(max_ongoing_requests=MAX_REQUESTS)
 @serve.ingress()
 class Ingress:
     """One replica of the HTTP side. Holds no state that another replica would need."""

@@ -13,7 +13,7 @@ from deployments.callbacks import CallbackError, check_url
 from deployments.messages import AudioFile, JobEndedError, JobView, ServiceError, Submission
 from serve_app.accept import wanted_format
 from serve_app.bodies import AUDIO_BASE64, read_body
-from serve_app.body_room import BodyRoom
+from serve_app.bounds import BodyRoom
 from serve_app.errors import BackendError, BackendUnavailableError, job_problem, request_id_of, wait_ended
 from serve_app.fields import FieldProblem, InvalidRequestError, invalid
 from serve_app.idempotency import digest_of, key_of

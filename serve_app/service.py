@@ -26,7 +26,7 @@ from deployments.messages import (
     Submission,
 )
 from serve_app.bodies import BodyLimits
-from serve_app.body_room import BodyRooms
+from serve_app.bounds import BodyRooms, Places
 from serve_app.errors import BackendError
 from serve_app.settings import Settings
 
@@ -152,12 +152,17 @@ class Service:
     watch: StatusWatch
     decoding: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(AUDIO_CHECKS_AT_ONCE))
     bodies: BodyRooms = field(init=False)
-    followers: int = 0  # of jobs, now
+    followers: Places = field(init=False)  # of jobs
+    waiting: Places = field(init=False)  # for songs
+    readers: Places = field(init=False)  # of songs
     _running: set[asyncio.Task[Any]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         limits = self.settings.limits
         self.bodies = BodyRooms(limits.bodies, limits.bodies_mb * MIB)
+        self.followers = Places(limits.followers, "too_many_followers", "clients follow jobs")
+        self.waiting = Places(limits.waiting, "too_many_waiting", "requests wait for their songs")
+        self.readers = Places(limits.readers, "too_many_readers", "songs are being sent")
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run `work` to its end even if the request that asked for it is cancelled.

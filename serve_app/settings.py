@@ -65,6 +65,8 @@ class Limits(Section):
     batch_size: Annotated[int, Field(ge=1, le=64)] = 8  # songs of one job
     queue_size: Annotated[int, Field(ge=1)] = 200
     followers: Annotated[int, Field(ge=1)] = 1_000  # clients that follow jobs live, of each ingress replica
+    waiting: Annotated[int, Field(ge=1)] = 1_000  # requests that wait for their songs, of each ingress replica
+    readers: Annotated[int, Field(ge=1)] = 1_000  # songs that are being sent, by each ingress replica
     bodies: Annotated[int, Field(ge=1)] = 500  # being read at a time, by each ingress replica...
     bodies_mb: Megabytes = 512  # ...and what they hold together, but for the first 64 KiB of each
     body_timeout_s: Annotated[float, Field(gt=0)] = 60.0  # the longest time in which nothing of a body comes

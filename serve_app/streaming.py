@@ -23,6 +23,7 @@ from deployments.messages import (
     SongNotFoundError,
 )
 from serve_app.accept import check_acceptable
+from serve_app.bounds import Places
 from serve_app.errors import BackendError, BackendUnavailableError, HttpProblem, job_problem, wait_ended
 from serve_app.ids import SongAddress
 from serve_app.intake import Order, abandon, cancel_without_client
@@ -96,9 +97,12 @@ class _SongResponse(StreamingResponse):
         parts: AsyncIterator[bytes],
         headers: Mapping[str, str],
         status: int = 200,
+        *,
+        readers: Places,
         on_leave: Callable[[], None] | None = None,
     ) -> None:
         super().__init__(self._watched(parts), status, headers)
+        self._readers = readers
         self._on_leave = on_leave
         self._complete = False
 
@@ -112,9 +116,11 @@ class _SongResponse(StreamingResponse):
             await super().stream_response(send)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._readers.taken += 1
         try:
             await super().__call__(scope, receive, send)
         finally:
+            self._readers.taken -= 1
             if self._on_leave is not None and not self._complete:
                 self._on_leave()
 
@@ -133,7 +139,8 @@ async def stream_song(request: Request, address: SongAddress) -> Response:
     if wants_only_headers(request):
         return Response(headers=await _headers(service, view, index))
     listener = _Listener(service, view.request_id, index)
-    first = await listener.first(service.settings.jobs.sync_wait_s)
+    with service.waiting.enter():
+        first = await listener.first(service.settings.jobs.sync_wait_s)
     if not first.audio.size:
         raise JobNotEndedError(first.view)
     return await _response(service, listener, first, index)
@@ -151,15 +158,18 @@ async def made_song(request: Request, address: SongAddress) -> Response:
 
 async def _made(request: Request, view: JobView, index: int, disposition: str) -> Response:
     _check_made(view)
+    service = service_of(request)
     result = view.results[index]
     answer = AudioAnswer.of(request, view, index, result.audio_bytes, disposition)
     if answer.status == 304:
         return Response(status_code=304, headers=answer.headers)
-    listener = _Listener(service_of(request), view.request_id, index)
+    listener = _Listener(service, view.request_id, index)
     # Before anything is answered: a file that is gone is an error. Behind its end there is nothing to read.
     at = result.audio_bytes if wants_only_headers(request) else answer.start
     first = await listener.at(at, result.edition)
-    return _SongResponse(listener.rest(first, answer.start, answer.end), answer.headers, answer.status)
+    return _SongResponse(
+        listener.rest(first, answer.start, answer.end), answer.headers, answer.status, readers=service.readers
+    )
 
 
 async def made_json(request: Request, address: SongAddress) -> Response:
@@ -177,7 +187,7 @@ async def made_json(request: Request, address: SongAddress) -> Response:
     listener = _Listener(service, view.request_id, address.index)
     at = size if wants_only_headers(request) else 0
     first = await listener.at(at, view.results[address.index].edition)
-    return _SongResponse(_json_parts(head, listener.rest(first, at, size)), headers)
+    return _SongResponse(_json_parts(head, listener.rest(first, at, size)), headers, readers=service.readers)
 
 
 async def _json_parts(head: bytes, parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -192,7 +202,11 @@ async def _json_parts(head: bytes, parts: AsyncIterator[bytes]) -> AsyncIterator
 
 
 async def _view(service: Service, address: SongAddress) -> JobView:
-    """The job of a song. Raises JobNotFoundError, SongNotFoundError, HttpProblem 404 for another extension."""
+    """The job of a song that is to be sent.
+
+    Raises JobNotFoundError, SongNotFoundError, HttpProblem 404 for another extension and 503 where too many are sent.
+    """
+    service.readers.check()
     view = await service.job_manager.status(address.request_id)
     if address.index >= len(view.songs):
         raise SongNotFoundError(address.index, len(view.songs))
@@ -213,14 +227,16 @@ def _check_made(view: JobView) -> None:
 async def stream_new_song(request: Request, order: Order) -> Response:
     """Accept a job and answer its first song as it is made. Raises as `stream_accepted_song`."""
     service = service_of(request)
-    accepting = service.spawn(service.job_manager.submit(order.submission))
-    try:
-        view = await asyncio.shield(accepting)
-    except asyncio.CancelledError:
-        if order.ends_with_client:
-            service.spawn(abandon(service, accepting))
-        raise
-    return await stream_accepted_song(request, order, view)
+    service.readers.check()
+    with service.waiting.enter():
+        accepting = service.spawn(service.job_manager.submit(order.submission))
+        try:
+            view = await asyncio.shield(accepting)
+        except asyncio.CancelledError:
+            if order.ends_with_client:
+                service.spawn(abandon(service, accepting))
+            raise
+        return await stream_accepted_song(request, order, view)
 
 
 async def stream_accepted_song(request: Request, order: Order, view: JobView) -> Response:
@@ -251,7 +267,7 @@ async def _response(
     service: Service, listener: _Listener, first: AudioPart, index: int, on_leave: Callable[[], None] | None = None
 ) -> Response:
     headers = await _headers(service, first.view, index)
-    return _SongResponse(listener.rest(first), headers, on_leave=on_leave)
+    return _SongResponse(listener.rest(first), headers, readers=service.readers, on_leave=on_leave)
 
 
 async def _headers(service: Service, view: JobView, index: int) -> dict[str, str]:

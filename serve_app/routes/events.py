@@ -38,7 +38,7 @@ async def events(request: Request, request_id: str) -> Response:
     batch = await service.job_manager.events(known, after, 0.0)
     if batch.over and not batch.events:
         return Response(status_code=204)
-    _check_room(service)
+    service.followers.check()
     headers = {"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"}  # proxies would hold events back
     return StreamingResponse(_as_text(service, known, batch, after), 200, headers, "text/event-stream")
 
@@ -53,7 +53,7 @@ async def websocket(socket: WebSocket, request_id: str) -> None:
         known = known_form(request_id)
         after = _event_id(socket.query_params.get("after"))
         batch = await service.job_manager.events(known, after, 0.0)
-        _check_room(service)
+        service.followers.check()
     except (JobNotFoundError, HttpProblem) as error:
         late = isinstance(error, HttpProblem) and error.status == 503
         reason = error.detail if isinstance(error, HttpProblem) else "there is no job with this id"
@@ -94,8 +94,7 @@ async def _as_text(service: Service, request_id: str, first: EventBatch, after: 
 
 async def _follow(service: Service, request_id: str, first: EventBatch, after: int) -> AsyncIterator[JobEvent | None]:
     """Every event behind `after`, up to the last; None where nothing happened for a while, or nobody could be asked."""
-    service.followers += 1
-    try:
+    with service.followers.enter():
         batch = first
         while True:
             for event in batch.events:
@@ -111,14 +110,6 @@ async def _follow(service: Service, request_id: str, first: EventBatch, after: i
                 return
             if not batch.events and not batch.over:
                 yield None
-    finally:
-        service.followers -= 1
-
-
-def _check_room(service: Service) -> None:
-    limit = service.settings.limits.followers
-    if service.followers >= limit:
-        raise HttpProblem(503, "too_many_followers", f"{limit} clients follow jobs already: ask /status instead")
 
 
 def _event_id(text: str | None) -> int:

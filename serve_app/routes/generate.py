@@ -47,12 +47,13 @@ async def answer_with_audio(request: Request, intake: Intake, kind: Kind | None 
     order = await read_order(request, intake, answers_audio=kind == "audio")
     if order.stream:
         return await stream_new_song(request, order)
-    answer = await submit_and_wait(service, order, wants_audio=kind == "audio")
-    if isinstance(answer, AudioFile):
-        return audio_response(request, answer)
-    if kind == "audio":
-        return await stream_accepted_song(request, order, answer)
-    await wait_for_end(service, order, answer)
+    with service.waiting.enter():
+        answer = await submit_and_wait(service, order, wants_audio=kind == "audio")
+        if isinstance(answer, AudioFile):
+            return audio_response(request, answer)
+        if kind == "audio":
+            return await stream_accepted_song(request, order, answer)
+        await wait_for_end(service, order, answer)
     return await batch_response(request, answer.request_id, kind)
 
 
@@ -62,7 +63,8 @@ async def _answer_with_json(
     """Make songs and answer what is known of them, or that they take longer than an answer waits."""
     service = service_of(request)
     order = await read_order(request, intake)
-    view = await submit_and_wait(service, order, wants_audio=False)
+    with service.waiting.enter():
+        view = await submit_and_wait(service, order, wants_audio=False)
     assert isinstance(view, JobView)
     if not view.ended:
         return accepted_response(request, view, order.ignored, "processing")

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 from serve_app import openapi
-from serve_app.settings import CallbackSettings, JobSettings, Settings
+from serve_app.settings import CallbackSettings, JobSettings, Limits, Settings
 from tests.serve_app.conftest import Connect
 from tests.serve_app.memory import MemoryJobs
 
@@ -412,3 +412,23 @@ async def test_without_hosts_a_callback_is_refused(connect: Connect, settings: S
     refused = await client.post("/generate_music_async", json={"callback_url": "https://example.org/"})
     assert refused.status_code == 422
     assert "callbacks are off" in refused.json()["detail"]
+
+
+async def test_requests_that_wait_are_bounded_and_what_is_queued_or_asked_is_answered_all_the_same(
+    connect: Connect, settings: Settings, jobs: MemoryJobs
+) -> None:
+    client = await connect(settings.model_copy(update={"limits": Limits(waiting=2)}))
+    jobs.hold()
+    paths = ("/generate_music", "/generate_music_direct")
+    waiting = [asyncio.create_task(client.post(path, json=SHORT)) for path in paths]
+    await asyncio.sleep(0.1)
+    for path, more in (("/generate_music", {}), ("/generate_music_direct", {"stream": True}), ("/generate", {})):
+        refused = await client.post(path, json=SHORT | more)
+        assert (refused.status_code, refused.json()["code"]) == (503, "too_many_waiting")
+        assert refused.headers["retry-after"]
+    assert len(jobs.views) == 2
+    assert (await client.post("/generate_music_async", json=SHORT)).status_code == 200
+    assert (await client.get("/health")).status_code == 200
+    jobs.release()
+    assert [answer.status_code for answer in await asyncio.gather(*waiting)] == [200, 200]
+    assert (await client.post("/generate_music", json=SHORT)).status_code == 200

@@ -1,39 +1,62 @@
-"""How many bodies are read at a time, and how many bytes of them are held: what one client cannot take from others."""
+"""Bounds on what all clients together may hold of an ingress replica. A request over one is answered 503."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from serve_app.errors import RETRY_SOON_S, HttpProblem
 
+TOO_MANY_BODIES = "too_many_bodies"
 FREE_BYTES = 64 * 1024  # of each body: small requests find room beside any number of uploads
+
+
+class Places:
+    """So many requests of a kind at a time."""
+
+    def __init__(self, limit: int, code: str, what: str) -> None:
+        """`what` says what they do, after their number."""
+        self._limit = limit
+        self._code = code
+        self._what = what
+        self.taken = 0
+
+    def check(self) -> None:
+        """Raise HttpProblem 503 where every place is taken."""
+        if self.taken >= self._limit:
+            raise _full(self._code, f"{self._limit} {self._what} already")
+
+    @contextmanager
+    def enter(self) -> Iterator[None]:
+        """Take a place. Raises HttpProblem 503 where there is none."""
+        self.check()
+        self.taken += 1
+        try:
+            yield
+        finally:
+            self.taken -= 1
 
 
 class BodyRooms:
     """The bounds on all bodies of one ingress replica together."""
 
     def __init__(self, max_bodies: int, max_bytes: int) -> None:
-        self._max_bodies = max_bodies
+        self._places = Places(max_bodies, TOO_MANY_BODIES, "bodies are being read")
         self._max_bytes = max_bytes
-        self._bodies = 0
         self._bytes = 0
 
     @contextmanager
     def enter(self) -> "Iterator[BodyRoom]":
         """Room for one body, until it is no longer needed. Raises HttpProblem 503 where too many are read already."""
-        if self._bodies >= self._max_bodies:
-            raise _full("too_many_bodies", f"{self._max_bodies} bodies are being read already")
-        room = BodyRoom(self)
-        self._bodies += 1
-        try:
-            yield room
-        finally:
-            self._bodies -= 1
-            self._bytes -= room.held_bytes
+        with self._places.enter():
+            room = BodyRoom(self)
+            try:
+                yield room
+            finally:
+                self._bytes -= room.held_bytes
 
     def hold(self, more_bytes: int) -> None:
         """Take bytes from what is left. Raises HttpProblem 503 where that is too little."""
         if self._bytes + more_bytes > self._max_bytes:
-            raise _full("too_many_bodies", f"uploads of {self._max_bytes // 2**20} MiB are being read already")
+            raise _full(TOO_MANY_BODIES, f"uploads of {self._max_bytes // 2**20} MiB are being read already")
         self._bytes += more_bytes
 
 
