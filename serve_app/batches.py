@@ -9,35 +9,46 @@ from collections.abc import AsyncIterator
 from pathlib import PurePath
 
 from fastapi import Request
-from fastapi.responses import Response, StreamingResponse
+from fastapi.responses import Response
 
 from acestep_engine.audio import MEDIA_TYPES
-from deployments.messages import AudioFile, JobView, published_form, request_of_song
+from deployments.messages import JobView, ServiceError, published_form, request_of_song
 from serve_app.accept import Kind
-from serve_app.responses import chunks, file_name
-from serve_app.service import JobManagerClient, service_of
+from serve_app.errors import BackendError
+from serve_app.ids import SongAddress
+from serve_app.responses import file_name
+from serve_app.service import Service, service_of
+from serve_app.streaming import BrokenStreamError, SongResponse, made_view, song_parts
 
 
 async def batch_response(request: Request, request_id: str, kind: Kind) -> Response:
-    """All songs of a completed job as `kind`, zip or multipart. Raises as `JobManagerClient.result`."""
-    jobs = service_of(request).job_manager
-    first = await jobs.result(request_id, 0)
+    """All songs of a completed job as `kind`, zip or multipart. Raises as `made_song`.
+
+    No more of a song is read than the client takes.
+    """
+    service = service_of(request)
+    view = await made_view(service, SongAddress(request_id, 0))
+    first = await song_parts(service, view, 0)  # before anything is answered: files that are gone are an error
     headers = {"X-Request-ID": request_id}
     if kind == "zip":
-        archive = PurePath(file_name(first.view)).with_suffix(".zip").name
+        archive = PurePath(file_name(view)).with_suffix(".zip").name
         headers |= {"Content-Type": "application/zip", "Content-Disposition": f'attachment; filename="{archive}"'}
-        body = _zip(_songs(jobs, first))
+        body = _zip(view, _songs(service, view, first))
     else:
         boundary = uuid.uuid4().hex
         headers["Content-Type"] = f"multipart/mixed; boundary={boundary}"
-        body = _multipart(_songs(jobs, first), boundary)
-    return StreamingResponse(body, headers=headers)
+        body = _multipart(view, _songs(service, view, first), boundary)
+    return SongResponse(body, headers, readers=service.readers)
 
 
-async def _songs(jobs: JobManagerClient, first: AudioFile) -> AsyncIterator[AudioFile]:
+async def _songs(service: Service, view: JobView, first: AsyncIterator[bytes]) -> AsyncIterator[AsyncIterator[bytes]]:
+    """The parts of each song. Raises BrokenStreamError for one whose file is gone meanwhile."""
     yield first
-    for index in range(1, len(first.view.songs)):
-        yield await jobs.result(first.view.request_id, index)
+    for index in range(1, len(view.songs)):
+        try:
+            yield await song_parts(service, view, index)
+        except (ServiceError, BackendError):
+            raise BrokenStreamError(view.request_id) from None
 
 
 class _Pipe(io.RawIOBase):
@@ -59,7 +70,7 @@ class _Pipe(io.RawIOBase):
         return written
 
 
-async def _zip(songs: AsyncIterator[AudioFile]) -> AsyncIterator[bytes]:
+async def _zip(view: JobView, songs: AsyncIterator[AsyncIterator[bytes]]) -> AsyncIterator[bytes]:
     """Each song and the request that makes it alone.
 
     Audio hardly gets smaller, so it is deflated at level 0: readers that go forward only refuse entries that are stored
@@ -67,18 +78,19 @@ async def _zip(songs: AsyncIterator[AudioFile]) -> AsyncIterator[bytes]:
     """
     pipe = _Pipe()
     with zipfile.ZipFile(pipe, "w", zipfile.ZIP_DEFLATED, compresslevel=0) as archive:
-        async for song in songs:
-            name = file_name(song.view, song.index)
-            entry = _entry(name, song.view)
-            entry.file_size = song.audio.size
+        index = 0
+        async for parts in songs:
+            name = file_name(view, index)
+            entry = _entry(name, view)
+            entry.file_size = view.results[index].audio_bytes
             with archive.open(entry, "w") as file:
-                async for chunk in chunks(song.audio, 0, song.audio.size):
-                    file.write(chunk)
+                async for part in parts:
+                    file.write(part)
                     yield pipe.empty()
-            asked = request_of_song(song.view.request_json, song.view.songs[song.index])
-            asked = published_form(asked, song.view.results[song.index])
+            asked = published_form(request_of_song(view.request_json, view.songs[index]), view.results[index])
             text = json.dumps(asked, ensure_ascii=False, indent=2)
-            archive.writestr(_entry(f"{PurePath(name).stem}_input_params.json", song.view), text)
+            archive.writestr(_entry(f"{PurePath(name).stem}_input_params.json", view), text)
+            index += 1
     yield pipe.empty()
 
 
@@ -89,19 +101,20 @@ def _entry(name: str, view: JobView) -> zipfile.ZipInfo:
     return entry
 
 
-async def _multipart(songs: AsyncIterator[AudioFile], boundary: str) -> AsyncIterator[bytes]:
+async def _multipart(view: JobView, songs: AsyncIterator[AsyncIterator[bytes]], boundary: str) -> AsyncIterator[bytes]:
     """Each song as a part with headers of its own."""
-    async for song in songs:
-        view = song.view
+    index = 0
+    async for parts in songs:
         headers = {
             "Content-Type": MEDIA_TYPES[view.audio_format],
-            "Content-Disposition": f'attachment; filename="{file_name(view, song.index)}"',
-            "Content-Length": str(song.audio.size),
-            "X-Seed": str(view.songs[song.index].seed),
+            "Content-Disposition": f'attachment; filename="{file_name(view, index)}"',
+            "Content-Length": str(view.results[index].audio_bytes),
+            "X-Seed": str(view.songs[index].seed),
         }
         lines = [f"--{boundary}", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
         yield "\r\n".join(lines).encode()
-        async for chunk in chunks(song.audio, 0, song.audio.size):
-            yield chunk
+        async for part in parts:
+            yield part
         yield b"\r\n"
+        index += 1
     yield f"--{boundary}--\r\n".encode()

@@ -89,7 +89,7 @@ class _Listener:
         return await self._service.job_manager.listen(self._request_id, self._index, heard, edition, wait_s)
 
 
-class _SongResponse(StreamingResponse):
+class SongResponse(StreamingResponse):
     """Tells when its client leaves before the end. Where the rest of a song will not come, it ends without an end."""
 
     def __init__(
@@ -167,7 +167,7 @@ async def _made(request: Request, view: JobView, index: int, disposition: str) -
     # Before anything is answered: a file that is gone is an error. Behind its end there is nothing to read.
     at = result.audio_bytes if wants_only_headers(request) else answer.start
     first = await listener.at(at, result.edition)
-    return _SongResponse(
+    return SongResponse(
         listener.rest(first, answer.start, answer.end), answer.headers, answer.status, readers=service.readers
     )
 
@@ -187,7 +187,21 @@ async def made_json(request: Request, address: SongAddress) -> Response:
     listener = _Listener(service, view.request_id, address.index)
     at = size if wants_only_headers(request) else 0
     first = await listener.at(at, view.results[address.index].edition)
-    return _SongResponse(_json_parts(head, listener.rest(first, at, size)), headers, readers=service.readers)
+    return SongResponse(_json_parts(head, listener.rest(first, at, size)), headers, readers=service.readers)
+
+
+async def made_view(service: Service, address: SongAddress) -> JobView:
+    """The job of a song that is made. Raises as `made_song`."""
+    view = await _view(service, address)
+    _check_made(view)
+    return view
+
+
+async def song_parts(service: Service, view: JobView, index: int) -> AsyncIterator[bytes]:
+    """The whole file of a song that is made, part by part. Raises JobFailedError where it is gone."""
+    result = view.results[index]
+    listener = _Listener(service, view.request_id, index)
+    return listener.rest(await listener.at(0, result.edition), 0, result.audio_bytes)
 
 
 async def _json_parts(head: bytes, parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -267,7 +281,7 @@ async def _response(
     service: Service, listener: _Listener, first: AudioPart, index: int, on_leave: Callable[[], None] | None = None
 ) -> Response:
     headers = await _headers(service, first.view, index)
-    return _SongResponse(listener.rest(first), headers, readers=service.readers, on_leave=on_leave)
+    return SongResponse(listener.rest(first), headers, readers=service.readers, on_leave=on_leave)
 
 
 async def _headers(service: Service, view: JobView, index: int) -> dict[str, str]:
