@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help serve test test-all test-faults check format bench eval-nano clean
+.PHONY: help serve test test-all test-faults test-abuse check format bench eval-nano clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -28,6 +28,9 @@ test-all: $(STAMP)  ## Run every test this machine can run
 
 test-faults: $(STAMP)  ## Stage the faults that no accepted job may be lost to, and print the table (most of an hour)
 	$(BIN)/python -m tests.faults
+
+test-abuse: $(STAMP)  ## Misbehave towards a server in every way we know, and print what others noticed (some minutes)
+	$(BIN)/python -m tests.abuse
 
 check: $(STAMP)  ## Format, lint, types, the import rule
 	$(BIN)/ruff format --check .

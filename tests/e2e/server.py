@@ -21,6 +21,7 @@ START_TIMEOUT_S = 180.0
 class Server:
     url: str
     outputs: Path
+    pid: int  # of the command, whose descendants are all of its processes
 
     def post(self, route: str, **options: Any) -> requests.Response:
         return requests.post(f"{self.url}{route}", timeout=120, **options)
@@ -53,7 +54,7 @@ def serving(folder: Path) -> Iterator[Server]:
                 assert process.poll() is None, (folder / "log").read_text()
                 assert time.monotonic() < deadline, (folder / "log").read_text()
                 time.sleep(0.5)
-            yield Server(f"http://127.0.0.1:{port}", folder / "outputs")
+            yield Server(f"http://127.0.0.1:{port}", folder / "outputs", process.pid)
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(timeout=60)
