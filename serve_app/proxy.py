@@ -14,6 +14,7 @@ CALLBACK_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 CALLBACK = "serve_app.proxy:middlewares"
 
 REQUEST_ID = "X-Request-ID"
+WITHOUT_BODY = ("GET", "HEAD", "DELETE", "OPTIONS")
 
 # Headers by which a caller steers Ray's proxy: how long it waits for an answer, whether a client that leaves cancels
 # its request, which replica is asked. Ray reads them with `-` and `_` alike.
@@ -79,6 +80,30 @@ class PlainTarget:
         await self._app(scope, receive, send)
 
 
+class NoBody:
+    """Drops the bodies of methods that have none here. Ray's proxy would keep all of a body that no route reads."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope.get("method") not in WITHOUT_BODY:
+            await self._app(scope, receive, send)
+            return
+        is_told = False
+
+        async def receive_nothing() -> Message:
+            nonlocal is_told
+            if not is_told:
+                is_told = True
+                return {"type": "http.request", "body": b"", "more_body": False}
+            while (message := await receive())["type"] == "http.request":
+                pass
+            return message
+
+        await self._app(scope, receive_nothing, send)
+
+
 class OneRequestId:
     """Keeps the X-Request-ID that the application answers. The proxy adds its own behind it, and two mean nothing."""
 
@@ -109,4 +134,4 @@ def middlewares() -> list[Middleware]:
         )
     else:
         http_protocol.install()
-    return [Middleware(OneRequestId), Middleware(ClientHeaders), Middleware(PlainTarget)]
+    return [Middleware(OneRequestId), Middleware(ClientHeaders), Middleware(PlainTarget), Middleware(NoBody)]

@@ -317,3 +317,11 @@ def test_a_body_and_an_answer_may_take_longer_than_a_head(
             assert kept.get(f"{live_server.url}/health", timeout=10).ok
             time.sleep(0.4)
     assert live_server.get("/health").ok
+
+
+def test_a_body_of_a_request_that_has_none_is_dropped(live_server: LiveServer) -> None:
+    chunk = b"400\r\n" + b"a" * 1_024 + b"\r\n"
+    request = head("GET", "/health", "Transfer-Encoding: chunked", "Connection: close")
+    assert live_server.send(request + chunk * 3 + b"0\r\n\r\n").startswith(b"HTTP/1.1 200")
+    length = head("DELETE", "/request/x", "Content-Length: 5", "Connection: close")
+    assert live_server.send(length + b"hello").startswith(b"HTTP/1.1 404")

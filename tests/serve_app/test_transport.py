@@ -18,7 +18,7 @@ with warnings.catch_warnings():
 
     from serve_app.app import warn_of_a_bare_proxy
 from serve_app.http_protocol import HttpProtocol
-from serve_app.proxy import CALLBACK, CALLBACK_VARIABLE, middlewares
+from serve_app.proxy import CALLBACK, CALLBACK_VARIABLE, NoBody, middlewares
 from tests.serve_app.memory import MemoryJobs
 
 
@@ -124,3 +124,20 @@ def app_of(client: httpx.AsyncClient) -> ASGIApp:
     transport: Any = client._transport
     app: ASGIApp = transport.app
     return app
+
+
+async def test_what_a_get_request_sends_is_not_kept_by_rays_proxy() -> None:
+    sent = iter([{"type": "http.request", "body": b"a" * 1_000, "more_body": True}] * 5 + [{"type": "http.disconnect"}])
+    received: list[Message] = []
+
+    async def receive() -> Message:
+        return next(sent)
+
+    async def keeping(scope: Scope, receive: Receive, send: Send) -> None:
+        while not received or received[-1]["type"] != "http.disconnect":
+            received.append(await receive())
+
+    async def send(message: Message) -> None: ...
+
+    await NoBody(keeping)({"type": "http", "method": "GET"}, receive, send)
+    assert received == [{"type": "http.request", "body": b"", "more_body": False}, {"type": "http.disconnect"}]
