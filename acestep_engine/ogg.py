@@ -18,6 +18,10 @@ OPUS_TAIL_SAMPLES = 480
 
 HEADER_PACKETS = {"ogg": 3, "opus": 2}
 PAGE_HEADER_BYTES = 27  # the last of them says how many bytes of lengths follow
+PAGE_MARK = b"OggS"
+PAGE_FLAGS_AT = 5
+BEGINS_STREAM = 2
+MAX_CHAINED = 100  # files one after the other in one; more are no song
 
 
 class OggFile:
@@ -65,6 +69,24 @@ class OggFile:
         return head
 
 
+def chained(content: memoryview) -> list[memoryview]:
+    """Split a file at the beginnings of streams behind others: what several files are that were joined to one.
+
+    Streams that begin together are one file. What is behind the last page stays with it.
+    """
+    starts, position, before_begins = [0], 0, True
+    while bytes(content[position : position + len(PAGE_MARK)]) == PAGE_MARK and len(starts) < MAX_CHAINED:
+        begins = bool(content[position + PAGE_FLAGS_AT] & BEGINS_STREAM) if len(content) > position + 5 else False
+        if begins and not before_begins:
+            starts.append(position)
+        before_begins = begins
+        size = _page_size(content, position)
+        if size is None:
+            break
+        position += size
+    return [content[start:end] for start, end in zip(starts, [*starts[1:], len(content)], strict=True)]
+
+
 def _split(data: bytes) -> tuple[list[OggPage], bytes]:
     """The complete pages, and the rest."""
     pages, start = [], 0
@@ -74,7 +96,7 @@ def _split(data: bytes) -> tuple[list[OggPage], bytes]:
     return pages, data[start:]
 
 
-def _page_size(data: bytes, start: int) -> int | None:
+def _page_size(data: bytes | memoryview, start: int) -> int | None:
     """Of the page that begins at `start`, once enough of it is there to know."""
     lengths = start + PAGE_HEADER_BYTES
     if len(data) < lengths or len(data) < lengths + data[lengths - 1]:

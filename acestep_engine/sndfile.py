@@ -12,6 +12,7 @@ from acestep_engine.chunks import MP3_IN_WAV, plain_aiff, plain_au, plain_wav
 from acestep_engine.errors import AudioError
 from acestep_engine.kinds import CONVERT_IT, Container
 from acestep_engine.mp3 import read_mp3
+from acestep_engine.ogg import chained
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -110,6 +111,34 @@ class _FlacDecoder(SndfileDecoder):
         return cut_off or self._frames >= self._promised_frames > 0
 
 
+class _ChainedDecoder(SndfileDecoder):
+    """Reads Ogg files that were joined, one after the other. libsndfile stops behind the first."""
+
+    def __init__(self, container: Container, files: list[memoryview]) -> None:
+        super().__init__(container, _Memory(files[0]))
+        self._container: Container = container
+        self._waiting = files[1:]
+
+    def read(self, buffer: FloatArray) -> FloatArray:
+        block = super().read(buffer)
+        while not len(block) and self._waiting:
+            try:
+                following = SndfileDecoder(self._container, _Memory(self._waiting.pop(0)))
+            except AudioError:
+                return block  # cut off before its sound: what is there is read
+            of_this = (following.channels, following.sample_rate_hz)
+            if of_this != (self.channels, self.sample_rate_hz):
+                following.close()
+                raise AudioError(
+                    f"the {self._container} file is several with other channels or sample rates, one after the other; "
+                    f"{CONVERT_IT}"
+                )
+            self._file.close()
+            self._file = following._file
+            block = super().read(buffer)
+        return block
+
+
 @contextmanager
 def sndfile_decoder(container: Container, content: memoryview, max_duration_s: float) -> Iterator[SndfileDecoder]:
     """Open a file of a kind that libsndfile reads. Raises AudioError if that fails."""
@@ -134,8 +163,8 @@ def _open(container: Container, content: memoryview, max_duration_s: float) -> S
             header, sound = plain_aiff(content)
         case "AU":
             header, sound = plain_au(content)
-        case _:
-            return SndfileDecoder(container, _Memory(content))
+        case "Ogg":
+            return _ChainedDecoder(container, chained(content))
     return SndfileDecoder(container, _Memory(b"".join([header, sound])))
 
 

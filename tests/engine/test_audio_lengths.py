@@ -9,7 +9,7 @@ import soundfile
 
 from acestep_engine.audio import AudioLimits, FloatArray, check_audio, read_audio
 from acestep_engine.encode import encode_audio
-from acestep_engine.errors import AudioError
+from acestep_engine.errors import AudioError, AudioTooLargeError
 from acestep_engine.params import AudioFormat
 
 LIMITS = AudioLimits()
@@ -228,3 +228,21 @@ def test_mp3_in_a_wav_file_is_read_to_its_end() -> None:
         told = len(sound) if size is None else size
         head = b"RIFF" + bytes(4) + b"WAVEfmt " + struct.pack("<I", len(layout)) + layout
         assert check_audio(head + b"data" + struct.pack("<I", told) + sound, LIMITS).frames == SONG.shape[1]
+
+
+@pytest.mark.parametrize("codec", ["VORBIS", "OPUS"])
+def test_ogg_files_that_were_joined_are_read_to_the_end_of_the_last(codec: str) -> None:
+    part = bytes(file_of("OGG", codec))
+    alone, three = read_audio(part, AudioLimits()).samples, read_audio(part * 3, AudioLimits()).samples
+    assert np.array_equal(three, np.tile(alone, 3))
+    assert check_audio(part * 3, AudioLimits()).frames == 3 * alone.shape[1]
+    cut = part * 2 + part[: len(part) // 2]
+    assert 2 * alone.shape[1] <= check_audio(cut, AudioLimits()).frames < 3 * alone.shape[1]
+
+
+def test_joined_ogg_files_of_other_layouts_are_refused_and_long_ones_are_too_long() -> None:
+    stereo, mono = bytes(file_of("OGG", "VORBIS")), bytes(file_of("OGG", "VORBIS", SONG[:1]))
+    with pytest.raises(AudioError, match="several with other channels or sample rates"):
+        check_audio(stereo + mono, AudioLimits())
+    with pytest.raises(AudioTooLargeError):
+        check_audio(stereo * 50, AudioLimits(max_duration_s=2.5 * SONG.shape[1] / RATE_HZ))
