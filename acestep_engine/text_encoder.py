@@ -14,13 +14,12 @@ from acestep_engine.checkpoint import LYRIC_VOCABULARY, TEXT_ENCODER, check_fold
 from acestep_engine.conditioning import Conditioning, EncodeRequest, HiddenStates, TokenIds
 from acestep_engine.devices import pick_device, pick_dtype
 from acestep_engine.errors import CheckpointError, ParameterError
-from acestep_engine.lyrics import LyricTokenizer
+from acestep_engine.lyrics import MAX_LYRIC_TOKENS, LyricTokenizer
 from acestep_engine.model.json_files import read_config
 from acestep_engine.model.loading import load_weights
 from acestep_engine.params import ModelSpec
 
 MAX_PROMPT_TOKENS = 256
-MAX_LYRIC_TOKENS = 8192  # more than 10,000 characters of ordinary lyrics; attention takes time with the square of it
 
 # Entropy-rectifying guidance weakens the queries of these layers, as published.
 ERG_LAYERS = range(8, 10)

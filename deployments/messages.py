@@ -212,7 +212,7 @@ class LyricLineReading:
     source: str
     spelling: str  # numbers, abbreviations and foreign letters spelled out
     ids: tuple[int, ...]
-    notes: tuple[str, ...]  # sentences on brackets and headings that were read as words
+    notes: tuple[str, ...]  # sentences on what was left out or taken for something else, and on brackets read as words
     tokens: tuple[str, ...]  # what the ids stand for
 
 

@@ -98,8 +98,7 @@ class TextEncoder:
         return [answer for request in requests for answer in self._encode(spec, [request])]  # only the wrong one fails
 
     def _read_lyrics(self, spec: ModelSpec, lyrics: str, vocal_language: str | None) -> LyricReading:
-        from acestep_engine.lyrics import is_instrumental
-        from acestep_engine.text_encoder import MAX_LYRIC_TOKENS
+        from acestep_engine.lyrics import MAX_LYRIC_TOKENS, is_instrumental
 
         tokenizer = self._encoder_for(spec).lyric_tokenizer
         read = tokenizer.encode(lyrics, vocal_language)

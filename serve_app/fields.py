@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from acestep_engine.errors import ParameterError
 from acestep_engine.languages import LANGUAGES, parse_language
-from acestep_engine.lyrics import check_languages
+from acestep_engine.lyrics import check_languages, check_length
 from acestep_engine.params import MAX_DURATION_S, MAX_SEED, MAX_STEPS, AudioFormat, CfgType, SchedulerType
 from serve_app.printable import show
 
@@ -130,6 +130,15 @@ def lyrics(text: str) -> str:
     return text
 
 
+def song_lyrics(text: str) -> str:
+    """Refuse lyrics that no vocabulary can read in few enough tokens."""
+    try:
+        check_length(text)
+    except ParameterError as error:
+        raise refuse(error.problem) from None
+    return text
+
+
 def _integers(value: object, what: str) -> tuple[int, ...] | None:
     """Read '1, 2', '[1, 2]', 1, [1, 2] or null as a tuple; blank text is null."""
     if value is None:
@@ -222,6 +231,7 @@ Whole = Annotated[int, BeforeValidator(whole)]
 Flag = Annotated[bool, BeforeValidator(flag)]
 Text = Annotated[str, AfterValidator(clean_text)]
 Lyrics = Annotated[str, Field(max_length=MAX_LYRICS), AfterValidator(lyrics)]  # the length first: it bounds the work
+SongLyrics = Annotated[Lyrics, AfterValidator(song_lyrics)]
 OptionalText = Annotated[Text | None, BeforeValidator(blank_is_null)]
 Format = Annotated[AudioFormat, BeforeValidator(format_name)]
 Scheduler = Annotated[SchedulerType, BeforeValidator(lower)]

@@ -169,7 +169,8 @@ class LyricLine(Answer):
     """How one line was read, or a part of it: structure tags and words of different languages are listed apart."""
 
     number: int = Field(
-        description="From 1; blank lines count and are not listed. The parts of a line have the same number."
+        description="From 1, as sent; blank lines count and are not listed, nor are headers of LRC and subtitle files. "
+        "The parts of a line have the same number."
     )
     text: str = Field(description="Without invisible characters, and with letters and quotes as the model knows them.")
     language: str
@@ -177,7 +178,8 @@ class LyricLine(Answer):
     spelling: str = Field(description="Numbers, abbreviations and foreign letters spelled out.")
     ids: list[int]
     notes: list[str] = Field(
-        description="Sentences on brackets and headings that are read as words, such as `(Chorus)` or `[Verse 1]`."
+        description="Sentences on markup and times that were left out, on headings that were read as structure tags, "
+        "and on brackets and headings that are read as words, such as `(Chorus)` or `[Verse 1]`."
     )
     tokens: list[str] = Field(description="What the ids stand for.")
 
@@ -187,7 +189,7 @@ class LyricsRead(Answer):
 
     model: str
     vocal_language: str | None
-    instrumental: bool
+    instrumental: bool = Field(description="Whether there is no word to sing, beside structure tags.")
     total: int = Field(description="All tokens, also those between lines.")
     limit: int = Field(description="Over so many, no song can be made.")
     lines: list[LyricLine]

@@ -25,6 +25,7 @@ from serve_app.fields import (
     OssSteps,
     Scheduler,
     Seeds,
+    SongLyrics,
     Text,
     VocalLanguage,
     Whole,
@@ -75,7 +76,7 @@ class GenerateRequest(BaseModel):
         max_length=2_000,
         description="Style, instruments, mood, tempo: tags separated by commas. Also `genre`, `tags`, `caption`.",
     )
-    lyrics: Lyrics = Field(
+    lyrics: SongLyrics = Field(
         DEFAULT_LYRICS,
         description="Words to sing, with [verse], [chorus] and [bridge] lines. Blank or [inst] is instrumental.",
     )
@@ -187,7 +188,7 @@ class GenerateRequest(BaseModel):
     edit_target_prompt: Text | None = Field(
         None, max_length=2_000, description="edit: what it is to become; prompt and lyrics say what the source is."
     )
-    edit_target_lyrics: Lyrics | None = Field(
+    edit_target_lyrics: SongLyrics | None = Field(
         None, description="edit: its words. null keeps the prompt or the lyrics; one must be given."
     )
     edit_n_min: Number = Field(0.0, ge=0, le=1, description="edit: the part of the steps from which on it is edited.")

@@ -6,8 +6,8 @@ its own is read in the light of the clear lines of the same song:
 
 - Latin letters with no language at `_CLEAR` or more: the likeliest of the song's clear languages in Latin letters,
   unless another one is three times as likely; the likeliest of all if there is no clear line.
-- One to four Han characters that Japanese has too, and no kana: Japanese if the nearest other line in kana or Han is,
-  else Chinese.
+- Han characters that Japanese has, all of them, and no kana: as the nearest line that is certainly Japanese (it has
+  kana) or certainly Chinese (it has a character such as 你 or 爱, which Japanese lacks). Chinese if there is none.
 - No letters, too few to tell, or only "la la", "oh", "hey" and the like: the language of most of the song's other
   lines, else English. Of several that are as frequent, the nearest line's, the one before first. So is a line in
   another script, which the lyric vocabulary does not have.
@@ -39,7 +39,9 @@ _VOCALISE = re.compile(  # possessive: "mmmmmx" is refused at once
     r"[aeiouh']++|y(?:e?a+h?|o+|e+)|he+y+|(?:la|na|da|ba|du?m|doo|sha|wo++a?h*+|hm++|m++|u++h|sh)++"
 )
 
-_SHORT_HAN = 4  # characters: 東京 is Japanese in a Japanese song
+# Windows' code page has JIS X 0208 and the variants of names, such as 髙. It lacks four characters of schools.
+_JAPANESE_CODE_PAGE = "cp932"
+_JAPANESE_BESIDE_CODE_PAGE = "剝塡頰𠮟"
 _CLEAR = 0.6  # of 374 lines of lyrics tried, py3langid got all above it right and 14 below it wrong
 _FAINT = 0.12  # below it there is next to no evidence; eleven equally likely languages have 0.09
 _FAR_LIKELIER = 3.0
@@ -71,7 +73,7 @@ class LanguageDetector:
         for i, vote in votes.items():
             if _likeliest(vote)[1] >= _FAINT:
                 found[i] = _in_song(vote, clear)
-        _place_short_han(lines, found, known)
+        _place_han(lines, found, known)
         return [language or near or "en" for language, near in zip(found, _nearest(_majority(found)), strict=True)]
 
     def _rank(self, line: str) -> Mapping[Language, float]:
@@ -122,24 +124,24 @@ def _majority(found: Sequence[Language | None]) -> list[Language | None]:
     return [language if language is not None and counts[language] == most else None for language in found]
 
 
-def _place_short_han(lines: Sequence[str], found: list[Language | None], known: Sequence[Language | None]) -> None:
-    """Gives the lines of a few Han characters the language of the song's nearest other East Asian line."""
-    short = {i for i, line in enumerate(lines) if known[i] is None and found[i] == "zh" and _may_be_japanese(line)}
-    if short:
-        others = [language if language in ("ja", "zh") and i not in short else None for i, language in enumerate(found)]
-        near = _nearest(others)
-        for i in short:
+def _place_han(lines: Sequence[str], found: list[Language | None], known: Sequence[Language | None]) -> None:
+    """Give the lines that may be Chinese or Japanese the language of the song's nearest line that is certainly one."""
+    unsure = {i for i, line in enumerate(lines) if known[i] is None and found[i] == "zh" and _may_be_japanese(line)}
+    if unsure:
+        sure = [language if language in ("ja", "zh") and i not in unsure else None for i, language in enumerate(found)]
+        near = _nearest(sure)
+        for i in unsure:
             found[i] = near[i] or "zh"
 
 
 def _may_be_japanese(line: str) -> bool:
-    """Whether a line without kana is short and has no character that Japanese does not use, as 你 or 爱."""
-    han = "".join(_HAN.findall(line))
+    """Return whether Japanese has all Han characters of a line: simplified Chinese has others."""
+    han = {c for c in _HAN.findall(line) if c not in _JAPANESE_BESIDE_CODE_PAGE}
     try:
-        han.encode("cp932")
+        "".join(han).encode(_JAPANESE_CODE_PAGE)
     except UnicodeEncodeError:
         return False
-    return len(han) <= _SHORT_HAN
+    return True
 
 
 def _nearest(found: Sequence[Language | None]) -> list[Language | None]:

@@ -9,8 +9,12 @@ import re
 import unicodedata
 from collections.abc import Collection
 
-# Also the two characters \n, which a shell sends for curl -F lyrics='[verse]\nla la'.
-_LINE_END = re.compile(r"\r\n|(?:\\r)?\\n|[\n\r\v\f\x85\u2028\u2029]")
+# Also the two characters \n, which a shell sends for curl -F lyrics='[verse]\nla la', and what ends a line in HTML.
+_LINE_END = re.compile(
+    r"(?i:<br\s{0,9}/?>|</(?:p|div|li|h[1-6])>)[ \t]{0,9}(?:\r\n|[\n\r])?"
+    r"|(?i:(?:&#(?:13|x0?d);)?&#(?:10|x0?a);|&#(?:13|x0?d);|&newline;)"
+    r"|\r\n|(?:\\r)?\\n|[\n\r\v\f\x85\u2028\u2029]"
+)
 
 # Joiners shape letters of these scripts (Arabic, Devanagari), and the published vocabulary has tokens for them.
 _JOINED = r"\u0600-\u06ff\u0750-\u077f\u08a0-\u08ff\u0900-\u097f"
@@ -37,13 +41,20 @@ _STAND_INS = {
 
 
 def split_lines(lyrics: str) -> list[str]:
-    r"""Return the lines of `lyrics`, composed and without invisible characters, whatever the vocabulary.
+    r"""Return the lines of `lyrics` as they were written.
 
-    LF, CR, CRLF, VT, FF, U+0085, U+2028, U+2029 and the two characters `\n` end a line. Joiners stay between letters of
-    Arabic or Devanagari.
+    LF, CR, CRLF, VT, FF, U+0085, U+2028, U+2029, the two characters `\n`, and HTML's `<br>` and closing tags of
+    paragraphs end a line.
     """
-    lines = _LINE_END.split(lyrics)
-    return [line if line.isascii() else _compose(_drop_invisible(line)) for line in lines]
+    return _LINE_END.split(lyrics)
+
+
+def compose_line(line: str) -> str:
+    """Return `line` composed and without invisible characters, whatever the vocabulary.
+
+    Joiners stay between letters of Arabic or Devanagari.
+    """
+    return line if line.isascii() else _compose(_drop_invisible(line))
 
 
 def _drop_invisible(line: str) -> str:

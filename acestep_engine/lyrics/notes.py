@@ -3,17 +3,17 @@
 import re
 from collections.abc import Collection
 
+from acestep_engine.lyrics.sections import SECTION, tag_of_name
+
 _BRACKETS = re.compile(r"\[[^\[\]]*\]")
-_SECTION = r"(?P<section>pre[ -]?chorus|chorus|refrain|verse|intro|bridge|outro|hook|solo|break|interlude|instrumental)"
 _HEADINGS = tuple(
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
-        rf"[(<{{*#【（]+\s*{_SECTION}\s*[0-9]{{0,2}}\s*(?:[:：x×–-][^)>}}*】）]{{0,40}})?[)>}}*】）]+",  # (Chorus x2)
-        rf"[#\s]*{_SECTION}\s*[0-9]{{0,2}}\s*[:：]",  # Verse 1:
-        rf"[#\s]*{_SECTION}\s*[0-9]{{0,2}}\s*$",  # a line that says Chorus and no more
+        rf"[(<{{*#【（]+\s*{SECTION}\s*[0-9]{{0,2}}\s*(?:[:：x×–-][^)>}}*】）]{{0,40}})?[)>}}*】）]+",  # (Chorus x2)
+        rf"[#\s]*{SECTION}\s*[0-9]{{0,2}}\s*[:：]",  # Verse 1:
+        rf"[#\s]*{SECTION}\s*[0-9]{{0,2}}\s*$",  # a line that says Chorus and no more
     )
 )
-_TAGS = {"prechorus": "[pre-chorus]", "refrain": "[chorus]", "interlude": "[inst]", "instrumental": "[inst]"}
 
 _SHOWN = 40  # characters of a bracket
 _NOTES = 5  # of one line
@@ -27,7 +27,7 @@ def notes_on(text: str, tags: Collection[str]) -> tuple[str, ...]:
     notes = []
     for bracket in dict.fromkeys(_BRACKETS.findall(text)):
         if bracket.lower() not in tags:
-            section = re.match(rf"\[\s*{_SECTION}\b", bracket, re.IGNORECASE)
+            section = re.match(rf"\[\s*{SECTION}\b", bracket, re.IGNORECASE)
             notes.append(_sentence(bracket, _tag_of(section, tags)))
     for pattern in _HEADINGS:
         if heading := pattern.match(text):
@@ -39,12 +39,15 @@ def notes_on(text: str, tags: Collection[str]) -> tuple[str, ...]:
 def _tag_of(found: re.Match[str] | None, tags: Collection[str]) -> str | None:
     if found is None:
         return None
-    section = found["section"].lower().replace(" ", "-")
-    tag = _TAGS.get(section, f"[{section}]")
+    tag = tag_of_name(found["section"])
     return tag if tag in tags else None
 
 
 def _sentence(written: str, tag: str | None) -> str:
-    shown = written if len(written) <= _SHOWN else written[:_SHOWN] + "…"
     reason = "it is not a structure tag of the model" if tag is None else f"the structure tag is {tag}"
-    return f"'{shown}' is read as words: {reason}"
+    return f"{shown(written)} is read as words: {reason}"
+
+
+def shown(written: str) -> str:
+    """Return the beginning of what was written, in quotes."""
+    return f"'{written}'" if len(written) <= _SHOWN else f"'{written[:_SHOWN]}…'"

@@ -1,7 +1,7 @@
 """Lyrics to token ids, exactly as the published ACE-Step v1 tokenizer, with a language for each line."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -12,8 +12,9 @@ from acestep_engine.languages import LANGUAGES, Language, language_token, parse_
 from acestep_engine.lyrics.clean import Cleaner
 from acestep_engine.lyrics.detect import LanguageDetector
 from acestep_engine.lyrics.lines import WrittenLine, read_lines
-from acestep_engine.lyrics.normalize import Folding, split_lines
+from acestep_engine.lyrics.normalize import Folding
 from acestep_engine.lyrics.notes import notes_on
+from acestep_engine.lyrics.plain import plain_lines
 
 START = "[START]"
 SPACE = "[SPACE]"
@@ -29,13 +30,13 @@ class LyricLine:
     `source` says why it has its language: it is a structure tag, the language was asked for, or it was detected.
     """
 
-    number: int  # from 1; the parts of a line have the same number
-    text: str  # normalised and stripped, without its `[lang:xx]`
+    number: int  # from 1, in the lyrics as written; the parts of a line have the same number
+    text: str  # plain and stripped, without its `[lang:xx]`
     language: Language
     source: LanguageSource
     spelling: str  # the text as it was cleaned
     ids: tuple[int, ...]  # without the space that ends it
-    notes: tuple[str, ...]  # sentences on brackets and headings that were read as words
+    notes: tuple[str, ...]  # sentences on what was left out or taken for something else, and on brackets read as words
 
 
 @dataclass(frozen=True)
@@ -97,10 +98,10 @@ class LyricTokenizer:
     def encode(self, lyrics: str, vocal_language: str | None = None) -> LyricTokens:
         """Return the ids of a song: a start token, then each line with a space after it; an empty line is one space.
 
-        The lyrics are normalised first. Structure tags that begin a line, such as `[verse]`, are English. The language
-        of words is, first that applies: the one named before them, as in `[lang:de] Ich liebe dich`;
-        `vocal_language`; the detected one. English words stay one line with the tags before them, as published. Words
-        of another language are read as a line of their own: `[verse] Ich liebe dich` has the ids of two lines.
+        Markup, times and headers of files are left out first. Structure tags that begin a line, such as `[verse]`, are
+        English. The language of words is, first that applies: the one named before them, as in `[lang:de] Ich liebe
+        dich`; `vocal_language`; the detected one. English words stay one line with the tags before them, as published.
+        Words of another language are read as a line of their own: `[verse] Ich liebe dich` has the ids of two lines.
 
         Blank lyrics are the published pipeline's instrumental: one id 0 with mask 0. `[inst]` is tokenized, as the
         model has learnt it.
@@ -108,20 +109,20 @@ class LyricTokenizer:
         Raises ParameterError for a language that is not one of `LANGUAGES`.
         """
         given = parse_language(vocal_language) if vocal_language is not None else None
-        normal = [line.translate(self._folding) for line in split_lines(lyrics)]
-        if not any(line.strip() for line in normal):
+        normal = [replace(line, text=line.text.translate(self._folding)) for line in plain_lines(lyrics)]
+        if not any(line.text.strip() for line in normal):
             return LyricTokens(ids=(INSTRUMENTAL_ID,), mask=(0,))
         written = read_lines(normal)
         languages = iter(self._languages(written, given))
         ids = [self._start_id]
         lines: list[LyricLine] = []
-        for number, line in enumerate(written, start=1):
+        for line in written:
             parts = list(_parts(line, given, languages))
-            for text, language, source in parts:
+            for i, (text, language, source) in enumerate(parts):
                 spelling = self._cleaner.clean(text, language)
                 part_ids = tuple(self._encode_spelling(spelling, language))
-                notes = notes_on(text, self._tags)
-                lines.append(LyricLine(number, text, language, source, spelling, part_ids, notes))
+                notes = (*(line.notes if i == 0 else ()), *notes_on(text, self._tags))
+                lines.append(LyricLine(line.number, text, language, source, spelling, part_ids, notes))
                 ids.extend((*part_ids, self._space_id))
             if not parts:
                 ids.append(self._space_id)

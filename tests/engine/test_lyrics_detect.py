@@ -85,10 +85,22 @@ def test_a_script_that_the_vocabulary_lacks_is_english(detector: LanguageDetecto
     assert detector.detect(["Γειά σου", "สวัสดี"]) == ["en", "en"]
 
 
-def test_few_kanji_are_japanese_in_a_japanese_song_only(detector: LanguageDetector) -> None:
-    assert detector.detect(["東京", "夜に駆けていく"]) == ["ja", "ja"]
-    assert detector.detect(["東京"]) == ["zh"]
-    assert detector.detect(["我爱你", "夜に駆けていく"]) == ["zh", "ja"]
+@pytest.mark.parametrize("line", ["東京", "東京大学附属病院", "一 二 三 四 五", "髙橋剝頰", "満月々夜"])
+def test_kanji_without_kana_are_japanese_in_a_japanese_song_only(detector: LanguageDetector, line: str) -> None:
+    assert detector.detect([line, "夢のあと"]) == ["ja", "ja"]
+    assert detector.detect(["夢のあと", "", "la la", line]) == ["ja"] * 4
+    assert detector.detect([line, "Nachts in der Stadt"]) == ["zh", "de"]
+    assert detector.detect([line, "我爱你"]) == ["zh", "zh"]
+
+
+@pytest.mark.parametrize("line", ["我爱你", "爱", "风花雪月的故事", "你是我的月光", "說謊"])
+def test_characters_that_japanese_lacks_are_chinese_beside_kana(detector: LanguageDetector, line: str) -> None:
+    assert detector.detect([line, "夜に駆けていく"]) == ["zh", "ja"]
+
+
+def test_a_line_in_characters_of_both_is_as_the_nearest_certain_line(detector: LanguageDetector) -> None:
+    song = ["我爱你", "月亮代表我的心", "東京", "夢のあと", "東京大学附属病院"]
+    assert detector.detect(song) == ["zh", "zh", "ja", "ja", "ja"]
 
 
 def test_the_same_song_is_detected_the_same_twice(detector: LanguageDetector) -> None:

@@ -88,9 +88,9 @@ def test_an_unknown_language_is_an_error_that_names_the_line(line: str) -> None:
     ("line", "written", "tag"),
     [
         ("(Chorus)", "(Chorus)", "[chorus]"), ("Verse 1: I go", "Verse 1:", "[verse]"),
-        ("**Hook x2**", "**Hook x2**", "[hook]"), ("[Verse 1] I go", "[Verse 1]", "[verse]"),
+        ("Hook", "Hook", "[hook]"), ("[Verse 1] I go", "[Verse 1]", "[verse]"),
         ("Pre Chorus", "Pre Chorus", "[pre-chorus]"), ("(Interlude)", "(Interlude)", "[inst]"),
-        ("# Outro", "# Outro", "[outro]"),
+        ("Outro:", "Outro:", "[outro]"),
     ],
 )  # fmt: skip
 def test_a_heading_that_is_read_as_words_is_noted_with_its_tag(line: str, written: str, tag: str) -> None:
@@ -110,13 +110,36 @@ def test_tags_and_ordinary_brackets_have_no_note(line: str) -> None:
 
 @pytest.mark.parametrize(
     "lyrics",
-    ["\ufeff[inst]", "[Instrumental]\r\n", r"[inst]\n", "[inst]\n[inst]", "\n[inst]\n\n[INST]\u2028", "［inst］"],
-)
-def test_lyrics_of_nothing_but_instrumental_tags_are_instrumental(lyrics: str) -> None:
+    [
+        "\ufeff[inst]", "[Instrumental]\r\n", r"[inst]\n", "[inst]\n[inst]", "\n[inst]\n\n[INST]\u2028", "［inst］",
+        "(instrumental)", "instrumental", "Instrumental.", "[Inst.]", "[Instrumental]\n[Intro]", "**Instrumental**",
+        "[Instrumental Break]", "Instrumental only", "[no vocals]", "(No lyrics)", "纯音乐", "インストゥルメンタル",
+        "[verse]\n(instrumental)", "[00:00.00] Instrumental", "[lang:de] Instrumental", "♪ instrumental ♪",
+    ],
+)  # fmt: skip
+def test_lyrics_of_nothing_but_words_for_instrumental_and_tags_are_instrumental(lyrics: str) -> None:
     assert is_instrumental(lyrics)
-    assert TOKENIZER.encode(lyrics).mask[0] == 1  # the tags are tokenized all the same
+    assert TOKENIZER.encode(lyrics).mask[0] == 1  # the words are tokenized all the same
 
 
-@pytest.mark.parametrize("lyrics", ["[inst] la", "[inst]\n[verse]", "inst"])
+@pytest.mark.parametrize("lyrics", ["[intro]\n[verse]", "[Verse 1]\n\n[Guitar Solo]", "[start]\n[end]", "♪♪", "[de]"])
+def test_lyrics_without_a_word_are_instrumental(lyrics: str) -> None:
+    assert is_instrumental(lyrics)
+
+
+@pytest.mark.parametrize(
+    "lyrics",
+    [
+        "[inst] la", "[inst]\n[verse]\nla", "instrumental love", "my instrumental", "[whisper]", "[inst] [x2]", "(ooh)",
+        "instrumental\nla la", "no words for you", "1, 2", "[instrumental",
+    ],
+)  # fmt: skip
 def test_lyrics_with_anything_else_are_not_instrumental(lyrics: str) -> None:
     assert not is_instrumental(lyrics)
+
+
+@pytest.mark.parametrize(
+    "line", ["[inst]", "[Instrumental]", "(instrumental)", "instrumental", "[Inst.]", "[Verse 1]", "[intro]"]
+)
+def test_words_for_instrumental_and_tags_keep_their_published_ids(line: str) -> None:
+    assert TOKENIZER.encode(line, "en").ids == (261, *TOKENIZER.encode_line(line, "en"), SPACE_ID)

@@ -1,5 +1,6 @@
 """Lyrics as people paste them are read as the same lyrics typed plainly; plain lyrics keep the published ids."""
 
+import re
 import time
 import unicodedata
 from pathlib import Path
@@ -11,7 +12,7 @@ from tokenizers import Tokenizer
 
 from acestep_engine.checkpoint import LYRIC_VOCABULARY, NANO_PATH
 from acestep_engine.lyrics import LANGUAGES, Language, LyricTokenizer
-from acestep_engine.lyrics.normalize import Folding, split_lines
+from acestep_engine.lyrics.normalize import Folding, compose_line, split_lines
 
 PUBLISHED = Path(__file__).parents[1] / "golden" / "lyric_vocab.json"
 TOKENIZER = LyricTokenizer.load(PUBLISHED)
@@ -19,7 +20,9 @@ NANO = LyricTokenizer.load(NANO_PATH / LYRIC_VOCABULARY)
 
 TOKENS = Tokenizer.from_file(str(PUBLISHED)).get_vocab()
 FORMATS = {c for c in TOKENS if len(c) == 1 and unicodedata.category(c) == "Cf"}
-# What ordinary lyrics are made of: the vocabulary's characters and some that it lacks, but none that are normalised.
+# What ordinary lyrics are made of: the vocabulary's characters and some that it lacks, but none that are normalised,
+# and no pair or row of signs that is markup.
+MARKUP = re.compile(r"[*_].*[*_]|&.*;|\s*#{1,6}\s.*|([-–—=])(\s*\1){2,}", re.DOTALL)
 ORDINARY = st.text(
     alphabet=sorted(
         {c for token in TOKENS for c in token if unicodedata.combining(c) == 0 and c not in FORMATS and c not in "[]"}
@@ -27,12 +30,12 @@ ORDINARY = st.text(
     ),
     min_size=1,
     max_size=60,
-).filter(str.strip)
+).filter(lambda text: text.strip() and not MARKUP.search(text))
 
 
 def normalized(text: str) -> str:
     folding = Folding({token for token in TOKENS if len(token) == 1})
-    return "\n".join(line.translate(folding) for line in split_lines(text))
+    return "\n".join(compose_line(line).translate(folding) for line in split_lines(text))
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -46,6 +46,38 @@ async def test_brackets_and_headings_that_are_read_as_words_are_noted(client: ht
     ]
 
 
+async def test_what_was_left_out_and_taken_is_noted(client: httpx.AsyncClient) -> None:
+    asked = {"lyrics": "[ti:Lied]\n## Chorus\n[00:12.00]Ich gehe *heute* durch die Straßen"}
+    read = openapi.LyricsRead.model_validate((await client.post("/lyrics/tokens", json=asked)).json())
+    assert [(line.number, line.text, line.language, line.notes) for line in read.lines] == [
+        (2, "[chorus]", "en", ["'## Chorus' is read as [chorus]"]),
+        (3, "Ich gehe heute durch die Straßen", "de", ["'[00:12.00]' is left out", "'*' is left out"]),
+    ]
+
+
+@pytest.mark.parametrize("route", ["/generate_music_async", "/generate_music"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"lyrics": "la\n" * 3333},
+        {"task": "edit", "source_request_id": "x", "edit_target_lyrics": "a " * 5000},
+    ],
+)
+async def test_a_song_whose_lyrics_are_certainly_too_long_is_refused_before_it_is_a_job(
+    client: httpx.AsyncClient, jobs: MemoryJobs, route: str, fields: dict[str, str]
+) -> None:
+    response = await client.post(route, json=fields)
+    assert response.status_code == 422
+    assert response.json()["errors"][0]["field"] == list(fields)[-1]
+    assert "tokens or more, the limit is 8192" in response.json()["detail"]
+    assert not jobs.views
+
+
+async def test_lyrics_that_are_too_long_for_a_song_can_be_looked_at(client: httpx.AsyncClient) -> None:
+    read = (await client.post("/lyrics/tokens", json={"lyrics": "la\n" * 3333})).json()
+    assert read["total"] > read["limit"]
+
+
 @pytest.mark.parametrize("end", ["\n", "\r", "\v", "\f", "\u2028", "\\n"])
 async def test_lyrics_of_a_form_end_their_lines_however_the_client_writes_it(
     client: httpx.AsyncClient, end: str
