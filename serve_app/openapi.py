@@ -237,7 +237,7 @@ class SampleData(Answer):
 
 
 class Health(Answer):
-    status: str = Field(description="healthy, idle, starting or unreachable")
+    status: str = Field(description="healthy, loading, idle, starting or unreachable")
     pipeline_loaded: bool
     model: str | None
     notice: str | None = Field(description="What to know about this model, e.g. that it knows no voices.")

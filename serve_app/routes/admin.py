@@ -25,7 +25,7 @@ router = APIRouter(tags=["Service"])
 ADMIN_SECURITY: dict[str, Any] = {"security": [{"bearer": []}, {"api_key": []}]}
 HEALTH_WAIT_S = 0.05  # /health answers within 100 ms, also before the first status has arrived
 INITIALIZED_MESSAGE = "Pipeline initialized successfully"
-READY = ("healthy", "idle")
+READY = ("healthy", "loading", "idle")  # songs can be made, now or in a moment
 BUILT_IN_MODELS = ("nano", "v1-3.5b")
 
 
@@ -42,7 +42,8 @@ async def index(request: Request) -> Response:
 async def health(request: Request) -> Response:
     """200 and `healthy` once a model is loaded; 503 and `starting` before, `unreachable` without the job manager.
 
-    Where no replica needs to be there (`generator.min_replicas: 0`), 200 and `idle` until a job has brought one up.
+    Where no replica needs to be there (`generator.min_replicas: 0`), 200 and `idle` until a job has brought one up. While
+    /initialize loads another model, 200 and `loading`: jobs are accepted, and made after it.
     """
     body = await _health_json(request, service_of(request))
     if body["status"] in READY:
@@ -76,6 +77,8 @@ def _state(status: ServiceStatus | None, *, may_be_idle: bool) -> str:
         return "unreachable"
     if status.loaded:
         return "healthy"
+    if status.replicas:
+        return "loading"
     return "idle" if may_be_idle else "starting"
 
 

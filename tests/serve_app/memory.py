@@ -72,6 +72,7 @@ class MemoryJobs:
         self.queue_limit = queue_limit
         self.fail_with: tuple[str, str] | None = None
         self.loaded = True
+        self.loading = False  # another model, on the replica that is there
         self.reachable = True
         self.waits = True  # else it is lost while somebody waits
         self.accepted = asyncio.Event()
@@ -292,8 +293,8 @@ class MemoryJobs:
     async def service_status(self) -> ServiceStatus:
         if not self.reachable:
             raise BackendUnavailableError("down")
-        replicas = (ReplicaState("r1", "tiny", "cpu"),) if self.loaded else ()
-        return ServiceStatus("tiny", "a test tone, not music", self.loaded, replicas, 0)
+        replicas = (ReplicaState("r1", "" if self.loading else "tiny", "cpu"),) if self.loaded else ()
+        return ServiceStatus("tiny", "a test tone, not music", self.loaded and not self.loading, replicas, 0)
 
     async def initialize(self, name: str | None, options: dict[str, bool]) -> ServiceStatus:
         if name == "v1-3.5b":

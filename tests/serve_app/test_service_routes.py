@@ -56,6 +56,16 @@ async def test_health_is_idle_and_no_error_where_no_replica_needs_to_be_there(
     assert (response.status_code, response.json()["status"], response.json()["pipeline_loaded"]) == (200, "idle", False)
 
 
+async def test_health_is_good_while_another_model_is_loaded(
+    connect: Connect, settings: Settings, jobs: MemoryJobs
+) -> None:
+    jobs.loading = True
+    response = await (await connect(settings)).get("/health")
+    body = response.json()
+    openapi.Health.model_validate(body)
+    assert (response.status_code, body["status"], body["pipeline_loaded"]) == (200, "loading", False)
+
+
 async def test_health_does_not_wait_for_a_job_manager_that_never_answers(
     connect: Connect, settings: Settings, jobs: MemoryJobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
