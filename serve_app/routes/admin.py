@@ -42,8 +42,8 @@ async def index(request: Request) -> Response:
 async def health(request: Request) -> Response:
     """200 and `healthy` once a model is loaded; 503 and `starting` before, `unreachable` without the job manager.
 
-    Where no replica needs to be there (`generator.min_replicas: 0`), 200 and `idle` until a job has brought one up. While
-    /initialize loads another model, 200 and `loading`: jobs are accepted, and made after it.
+    Where no replica needs to be there (`generator.min_replicas: 0`), 200 and `idle` until a job has brought one up.
+    While /initialize loads another model, 200 and `loading`: jobs are accepted, and made after it.
     """
     body = await _health_json(request, service_of(request))
     if body["status"] in READY:
