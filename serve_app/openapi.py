@@ -34,6 +34,11 @@ with a range made anew (repaint), with seconds before or after it (extend), with
 in a request is called when it has ended. `priority` says how urgent it is. A request with an `Idempotency-Key` may be
 sent again: the same key and body are one job.
 
+Names that other ACE-Step servers have for fields are read on every route (`genre`, `tags`, `duration`, `seed`, `steps`,
+`cfg_scale`, ...; each field lists its own), and so are the published pipeline's `*_input_params.json` files. What such
+clients send beside them means nothing (`checkpoint_path`, `bf16`, `device_id`, `output_path`, `timecosts`, ...) and is
+listed under `ignored_fields` in the answer. Every other unknown field is a 422.
+
 Errors are `application/problem+json` with a stable `code`; wrong fields are listed under `errors`.
 """
 
@@ -334,37 +339,50 @@ PROBLEMS: dict[int | str, Documented] = {
 }
 
 
+WITH_AUDIO = ("GenerateRequest", "FormRequest", "UploadRequest")  # a multipart body of these may have a file
+FORMS_FIRST = ("FormRequest", "UploadRequest")  # /docs shows the first type's form
+
+
 def takes(schema: str, *, required: bool = True) -> dict[str, Any]:
     """`openapi_extra` of a route whose body has the named schema, in every content type that we read."""
-    content = {"schema": {"$ref": f"#/components/schemas/{schema}"}}
-    types = ["application/json", "multipart/form-data", "application/x-www-form-urlencoded"]
-    if schema in ("UploadRequest", "FormRequest"):
-        types = [*types[1:], types[0]]  # the usual one first: /docs shows its form
-    return {"requestBody": {"required": required, "content": dict.fromkeys(types, content)}}
+    names = {
+        "application/json": schema,
+        "multipart/form-data": f"{schema}Parts" if schema in WITH_AUDIO else schema,
+        "application/x-www-form-urlencoded": schema,
+    }
+    types = sorted(names, key=lambda one: one == "application/json") if schema in FORMS_FIRST else [*names]
+    content = {one: {"schema": {"$ref": f"#/components/schemas/{names[one]}"}} for one in types}
+    return {"requestBody": {"required": required, "content": content}}
 
 
 def _body_schemas() -> dict[str, Any]:
     generate = GenerateRequest.model_json_schema()
-    audio_file = {"type": "string", "format": "binary", "description": "Source audio, as a part of a multipart body."}
-    in_base64 = "Source audio as base64, standard alphabet, padded; a data URI is read too."
-    audio_base64 = {"type": "string", "format": "byte", "description": in_base64}
-    sent = {"audio_file": audio_file, "audio_base64": audio_base64}
-    generate["properties"] |= sent
+    in_base64 = "Source audio as base64 of the standard alphabet; a data URI is read too."
+    generate["properties"]["audio_base64"] = {"type": "string", "format": "byte", "description": in_base64}
     form = copy.deepcopy(generate)
     form |= {"title": "FormRequest", "description": "A song from a form; `genre` is the prompt."}
     form["properties"] = {"genre": form["properties"].pop("prompt"), **form["properties"]}
+    form["properties"]["genre"]["default"] = form["properties"]["lyrics"]["default"] = ""
     form["properties"]["infer_step"]["default"] = 27
     form["properties"]["audio_duration"]["default"] = -1
     form["example"] = {"genre": "pop ballad, piano, emotional", "audio_duration": 20, "infer_step": 10}
     upload = copy.deepcopy(generate)
     upload |= {"title": "UploadRequest", "description": "A song from yours; the task is audio2audio if none is named."}
-    upload["properties"] = sent | upload["properties"]
     upload["properties"]["task"]["default"] = "audio2audio"
     del upload["example"]
     schemas = {"GenerateRequest": generate, "FormRequest": form, "UploadRequest": upload}
-    return schemas | {
-        model.__name__: model.model_json_schema() for model in (InitializeRequest, LoraRequest, LyricsRequest)
+    return {
+        **schemas,
+        **{f"{name}Parts": _with_file(name, schema) for name, schema in schemas.items()},
+        **{model.__name__: model.model_json_schema() for model in (InitializeRequest, LoraRequest, LyricsRequest)},
     }
+
+
+def _with_file(name: str, schema: dict[str, Any]) -> dict[str, Any]:
+    """The same as parts of a multipart body, one of which may be a file."""
+    file = {"type": "string", "format": "binary", "description": "Source audio. A part called `file` is read as well."}
+    parts = {"title": f"{name}Parts", "properties": {"audio_file": file, **schema["properties"]}}
+    return {key: value for key, value in schema.items() if key != "example"} | parts
 
 
 def _drop_unknown_json(described: dict[str, Any]) -> None:

@@ -246,12 +246,15 @@ async def test_the_schema_describes_every_route_and_every_field(client: httpx.As
     assert body == {"$ref": "#/components/schemas/GenerateRequest"}
     components = schema["components"]["schemas"]
     fields = components["GenerateRequest"]["properties"]
-    assert set(fields) == {*GenerateRequest.model_fields, "audio_file", "audio_base64"}
+    assert set(fields) == {*GenerateRequest.model_fields, "audio_base64"}
+    in_parts = schema["paths"]["/generate_music"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+    parts = components[in_parts["$ref"].rpartition("/")[2]]["properties"]
+    assert set(parts) == {*fields, "audio_file"}
     assert all(field["description"] for field in fields.values())
     assert all("default" in fields[name] for name in GenerateRequest.model_fields)
     assert components["GenerateRequest"]["properties"]["infer_step"]["maximum"] == 200
     assert components["FormRequest"]["properties"]["infer_step"]["default"] == 27
-    assert {"audio_file", "audio_base64"} < set(components["UploadRequest"]["properties"])
+    assert {"audio_file", "audio_base64"} < set(components["UploadRequestParts"]["properties"])
     parse_generate(components["GenerateRequest"]["example"])
 
 
