@@ -29,6 +29,8 @@ PREFIXES = ("base_model.model.", "transformer.", "diffusion_model.")
 PARTS = {"lora_A": "down", "lora_down": "down", "lora.down": "down", "lora_B": "up", "lora_up": "up", "lora.up": "up"}
 TENSOR_NAME = re.compile(rf"(?P<module>.+?)\.(?P<part>{'|'.join(map(re.escape, PARTS))})(?:\.[^.]+)?\.weight")
 MAX_RANK = 2048
+# What an adapter may add to one weight at most, at weight 1: weights of models are a few units, and more makes noise.
+MAX_UPDATE = 1e4
 MAX_CONFIG_BYTES = 2**20
 MAX_PROBLEMS_SHOWN = 5
 
@@ -44,6 +46,11 @@ class AdapterUpdate:
     @property
     def rank(self) -> int:
         return self.down.shape[0]
+
+    @property
+    def bound(self) -> float:
+        """What no element of `scale * up @ down` is larger than."""
+        return abs(self.scale) * self.rank * self.up.largest() * self.down.largest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,14 +137,18 @@ def read_adapter(path: Path, model: TransformerConfig, root: Path | None = None)
     sizes = adaptable_modules(model)
     # Every module of every kind, in float32: nothing larger can be an adapter of this model.
     most = sum(4 * MAX_RANK * (out + into) for out, into in sizes.values())
-    content = _read(weights, most)
-    config_bytes = _read(beside, MAX_CONFIG_BYTES) if beside.exists() else None
+    content = _read(weights, most, root)
+    config_bytes = _read(beside, MAX_CONFIG_BYTES, root) if beside.exists() else None
     file = parse_safetensors(weights.name, content)
     config = read_lora_config(weights.name, config_bytes, file.metadata.get(METADATA_KEY))
     updates = _updates(weights.name, file, config, sizes)
     for name, tensor in file.tensors.items():
         if not tensor.is_finite():
             raise AdapterError(f"{name} in {weights.name} has values that are not finite")
+    for module, update in updates.items():
+        if not update.bound <= MAX_UPDATE:  # NaN is not either
+            problem = f"may add {update.bound:.3g} to a weight of {module}, over the limit of {MAX_UPDATE:g}"
+            raise AdapterError(f"{weights.name} {problem}")
     digest = hashlib.sha256(len(content).to_bytes(8, "little"))
     digest.update(content)
     digest.update(config_bytes or b"")
@@ -161,8 +172,8 @@ def _snapshot(folder: Path) -> Path:
     return snapshots / revision
 
 
-def _read(path: Path, limit_bytes: int) -> bytearray:
-    """A regular file, whole. Raises AdapterError."""
+def _read(path: Path, limit_bytes: int, root: Path | None) -> bytearray:
+    """A regular file, whole; with a `root`, one that lies under it once it is open. Raises AdapterError."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO must not hold us up
     except OSError as error:
@@ -171,12 +182,20 @@ def _read(path: Path, limit_bytes: int) -> bytearray:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise AdapterError(f"{path.name} is not a regular file")
+        if root is not None and not _opened_path(descriptor, path).is_relative_to(root.resolve()):
+            raise AdapterError(f"{path.name} leads out of the folder for adapters")
         if status.st_size > limit_bytes:
             raise AdapterError(f"{path.name} has {status.st_size:,} bytes, over the limit of {limit_bytes:,}")
         content = bytearray(status.st_size)
         if file.readinto(content) != len(content):
             raise AdapterError(f"{path.name} shrank while it was read")
         return content
+
+
+def _opened_path(descriptor: int, path: Path) -> Path:
+    """Where an open file lies, whatever its links have become. Only Linux tells; elsewhere the links are asked."""
+    link = Path(f"/proc/self/fd/{descriptor}")
+    return link.readlink() if link.exists() else path.resolve()
 
 
 def _updates(

@@ -38,9 +38,14 @@ class StoredTensor:
     def item(self) -> float:
         """The value of a tensor with one element."""
         (value,) = np.frombuffer(self.content, dtype=DTYPES[self.dtype])
-        if self.dtype == "BF16":
-            return float(np.array([int(value) << 16], dtype="<u4").view("<f4")[0])
-        return float(value)
+        return _bf16(int(value)) if self.dtype == "BF16" else float(value)
+
+    def largest(self) -> float:
+        """The largest absolute value; 0 where there is none."""
+        values = np.frombuffer(self.content, dtype=DTYPES[self.dtype])
+        if self.dtype == "BF16":  # without the sign, larger bits are larger values
+            return _bf16(int((values & 0x7FFF).max(initial=0)))
+        return float(np.abs(values).max(initial=0.0))
 
     def as_matrix(self) -> "StoredTensor":
         """Without the dimensions of size 1 after the second."""
@@ -82,6 +87,10 @@ def parse_safetensors(label: str, content: bytearray) -> SafetensorsFile:
         raise AdapterError(f"{label} has {len(data):,} bytes of tensors, its header speaks of {end:,}")
     tensors = {name: StoredTensor(dtype, shape, data[start:stop]) for (start, stop, dtype, shape), name in placed}
     return SafetensorsFile(tensors, metadata)
+
+
+def _bf16(bits: int) -> float:
+    return float(np.array([bits << 16], dtype="<u4").view("<f4")[0])
 
 
 def _place(label: str, name: str, entry: Any) -> tuple[int, int, str, tuple[int, ...]]:

@@ -296,6 +296,40 @@ def test_links_out_of_the_root_are_not_followed(tmp_path: Path) -> None:
     assert read_adapter(save(root / "inside", pair()), SMALL, root).rank == 2
 
 
+def test_a_link_that_is_swapped_between_the_check_and_the_opening_leads_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, outside = tmp_path / "root", save(tmp_path / "outside", pair())
+    root.mkdir()
+    inside = save(root / "inside", pair())
+    link = root / "link"
+    link.symlink_to(inside)
+    really_open = os.open
+
+    def swap_and_open(path: Path, *arguments: Any) -> int:
+        link.unlink()
+        link.symlink_to(outside)
+        return really_open(path, *arguments)
+
+    monkeypatch.setattr(os, "open", swap_and_open)
+    with pytest.raises(AdapterError, match="leads out of the folder for adapters"):
+        read_adapter(link, SMALL, root)
+
+
+@pytest.mark.parametrize("alpha", [1e308, -1e308, 1e5])
+def test_an_adapter_whose_scale_makes_noise_is_refused(tmp_path: Path, alpha: float) -> None:
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": alpha, "target_modules": ["to_q"]}
+    with pytest.raises(AdapterError, match=r"may add .* to a weight of transformer_blocks.0.attn.to_q, over the limit"):
+        read_adapter(save(tmp_path / "loud", pair(), config), SMALL)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_values_that_are_finite_and_far_too_large_are_refused(tmp_path: Path, dtype: torch.dtype) -> None:
+    loud = {name: (tensor * 1e4).to(dtype) for name, tensor in pair().items()}
+    with pytest.raises(AdapterError, match=r"may add (2|1.99)e\+08 to a weight"):
+        read_adapter(save(tmp_path / "loud", loud), SMALL)
+
+
 def test_a_file_larger_than_any_adapter_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "large.safetensors").open("wb") as file:
         file.truncate(2**40)
