@@ -119,14 +119,14 @@ class RequestFrame:
         self._behind_proxy = behind_proxy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         given = Headers(scope=scope).get("x-request-id", "")
         foreign = self._behind_proxy and REQUEST_ID.fullmatch(given) is not None
         request_id = given if foreign else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
-        where = printable(f"{scope['method']} {scope['path']}", 120)
+        where = printable(f"{scope.get('method', 'WebSocket')} {scope['path']}", 120)
         started, status = time.perf_counter(), 500
 
         async def send_framed(message: Message) -> None:
@@ -138,6 +138,10 @@ class RequestFrame:
                 answered = headers.setdefault("X-Request-ID", request_id)
                 if self._behind_proxy and answered == given:
                     del headers["X-Request-ID"]
+            elif message["type"] == "websocket.accept":
+                MutableHeaders(scope=message).setdefault("X-Request-ID", request_id)
+            elif message["type"] == "websocket.close":
+                status = message.get("code", 1000)
             await send(message)
 
         try:

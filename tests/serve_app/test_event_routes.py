@@ -133,6 +133,17 @@ def test_a_websocket_takes_the_first_protocol_that_a_browser_offers(settings: Se
             assert socket.accepted_subprotocol is None
 
 
+def test_a_websocket_has_an_id_and_a_line_in_the_log(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    with TestClient(create_app(settings, MemoryJobs())) as client, caplog.at_level("INFO", "ray.serve.acestep"):
+        request_id = client.post("/generate_music_async", json={}).json()["request_id"]
+        with client.websocket_connect(f"/ws/{request_id}") as socket:
+            all_of(socket)
+            headers = {name.decode(): value.decode() for name, value in socket.extra_headers or []}
+    line = caplog.records[-1].getMessage()
+    assert f"WebSocket /ws/{request_id} 1000" in line
+    assert line.startswith(headers["x-request-id"])
+
+
 def test_what_a_follower_sends_means_nothing(settings: Settings) -> None:
     jobs = MemoryJobs()
     with TestClient(create_app(settings, jobs)) as client:
