@@ -18,6 +18,7 @@ import yaml
 from acestep_engine.checkpoint import NANO_PATH
 from serve_app import cli
 from serve_app.settings import Settings
+from serve_app.start.errors import StartError
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,7 +64,7 @@ def test_a_checkpoint_path_is_a_checkpoint_or_where_the_published_one_is_kept(tm
 
 
 def test_a_misspelt_setting_is_refused_by_its_name() -> None:
-    with pytest.raises(cli.CliError, match=r"generator\.max_replica: Extra inputs"):
+    with pytest.raises(StartError, match=r"generator\.max_replica: Extra inputs"):
         settings_for(arguments={"generator": {"max_replica": 2}})
 
 
