@@ -16,8 +16,8 @@ from serve_app.settings import Settings
 from serve_app.start.addresses import authority, split_address
 from serve_app.start.errors import StartError
 from serve_app.start.folders import writing_problem
+from serve_app.start.gcs import check_cluster_answers
 
-CLUSTER_TIMEOUT_S = 3.0
 REDIS_TIMEOUT_S = 1.5
 
 
@@ -66,19 +66,7 @@ def check_cluster(environment: Mapping[str, str]) -> None:
             f"RAY_ADDRESS, {given}, is no address of a Ray cluster: it is host:port, for instance 127.0.0.1:6379, or"
             " auto for the cluster on this machine; unset it to start one"
         )
-    connect(*address)
-
-
-def connect(host: str, port: int) -> None:
-    """Raise StartError if nothing listens at the cluster's address."""
-    try:
-        socket.create_connection((host, port), CLUSTER_TIMEOUT_S).close()
-    except (OSError, ValueError) as error:
-        problem = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise StartError(
-            f"no Ray cluster answers at {authority(host, port)}, which RAY_ADDRESS names: {problem}. Start it with"
-            " `ray start --head`, or unset RAY_ADDRESS to have one started"
-        ) from None
+    check_cluster_answers(*address, environment)
 
 
 def _check_redis(url: str) -> None:

@@ -4,6 +4,7 @@ The only module of a start that imports Ray. Its functions import it themselves,
 """
 
 import logging
+import os
 import re
 import time
 from dataclasses import dataclass
@@ -11,8 +12,8 @@ from typing import Any
 
 from serve_app.settings import Settings
 from serve_app.start.addresses import authority, is_every_interface, split_address
-from serve_app.start.checks import connect
 from serve_app.start.errors import StartError
+from serve_app.start.gcs import check_cluster_answers
 
 STOP_TIMEOUT_S = 30.0
 POLL_S = 0.1
@@ -68,11 +69,13 @@ class Cluster:
             calm = LoggingConfig(log_level=settings.log_level if settings.log_level != "INFO" else "WARNING")
             serve.start(http_options=http_options, logging_config=calm)
         app = build(settings)
-        self._deployed = True
+        # What was there before is not removed if this attempt fails: it may belong to somebody else.
+        self._deployed = self._application not in serve.status().applications
         try:
             serve.run(app, name=self._application, route_prefix=route_prefix)
         except (RuntimeError, ValueError, RayError, RayServeException) as error:
             raise StartError(f"the application did not start: {self._reason(error)}") from error
+        self._deployed = True
         return _place(_get_global_client().http_config)
 
     def stop(self) -> None:
@@ -119,7 +122,7 @@ def _check_bootstrap_address() -> None:
 
     address = split_address(canonicalize_bootstrap_address("auto") or "")
     if address is not None:
-        connect(*address)
+        check_cluster_answers(*address, os.environ)
 
 
 def _place(http: Any) -> HttpPlace:

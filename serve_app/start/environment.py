@@ -7,7 +7,7 @@ before Ray is imported: Ray reads some of these variables at its import.
 import os
 import secrets
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
 from serve_app.start.errors import StartError
@@ -44,7 +44,7 @@ def drop_empty(environment: Environment) -> None:
             del environment[name]
 
 
-def names_cluster(environment: Environment) -> bool:
+def names_cluster(environment: Mapping[str, str]) -> bool:
     """Return whether RAY_ADDRESS asks for a cluster that runs already. For Ray, `local` means a new one."""
     return environment.get("RAY_ADDRESS", "local").strip().lower() != "local"
 
@@ -60,7 +60,7 @@ def prepare(environment: Environment, device_id: int | None) -> None:
     if mode and mode not in AUTH_MODES:
         raise StartError(f"RAY_AUTH_MODE is {mode!r}: it is one of {', '.join(AUTH_MODES)}")
     if names_cluster(environment):
-        if not mode and _token_exists(environment):
+        if not mode and token_of(environment):
             environment["RAY_AUTH_MODE"] = "token"  # Ray itself looks for a token only where no address is given
     else:
         environment.pop("RAY_ADDRESS", None)
@@ -107,7 +107,7 @@ def _prepare_own_cluster(environment: Environment) -> None:
 
 def _have_token(environment: Environment) -> None:
     """Let there be a token: the one that exists, else a new one in the home folder, else one in the environment."""
-    if _token_exists(environment):
+    if token_of(environment):
         return
     path = Path(environment["HOME"]) / TOKEN_FILE
     token = secrets.token_hex(32)
@@ -125,20 +125,20 @@ def _have_token(environment: Environment) -> None:
         environment["RAY_AUTH_TOKEN"] = token
 
 
-def _token_exists(environment: Environment) -> bool:
-    """Return whether Ray will find a token. Raises StartError if RAY_AUTH_TOKEN_PATH does not name one."""
+def token_of(environment: Mapping[str, str]) -> str | None:
+    """Return the token that Ray will find, or None. Raises StartError if RAY_AUTH_TOKEN_PATH does not name one."""
     if environment.get("RAY_AUTH_TOKEN"):
-        return True
+        return environment["RAY_AUTH_TOKEN"].strip()
     named = environment.get("RAY_AUTH_TOKEN_PATH")
     if named is None:
-        return bool(_read(Path(environment["HOME"]) / TOKEN_FILE))
+        return _read(Path(environment["HOME"]) / TOKEN_FILE) or None
     token = _read(Path(named))
     if not token:
         problem = "is empty" if token == "" else "cannot be read"
         raise StartError(
             f"the token file {named} {problem}: set RAY_AUTH_TOKEN_PATH to a file with Ray's token, or unset it"
         )
-    return True
+    return token
 
 
 def _read(path: Path) -> str | None:
