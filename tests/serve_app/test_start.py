@@ -27,6 +27,7 @@ from serve_app.start.errors import StartError
 from serve_app.start.folders import choose_ray_folder, ray_folder_problem, writing_problem
 from serve_app.start.gcs import check_cluster_answers
 from serve_app.start.ready import banner, wait_until_healthy
+from tests.e2e.server import free_port
 
 HEALTH = {"model": "nano", "device": "cpu", "notice": None}
 
@@ -36,8 +37,13 @@ def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[st
     """The environment of a command that is run in a folder of its own, at a free port."""
     variables = {"PATH": os.environ["PATH"], "HOME": str(tmp_path / "home"), "RAY_AUTH_MODE": "disabled"}
     monkeypatch.setattr(os, "environ", variables)
+    monkeypatch.setattr(cli.Cluster, "start", _must_not_start)
     monkeypatch.chdir(tmp_path)
     return variables  # type: ignore[return-value]
+
+
+def _must_not_start(*_: object) -> None:
+    raise AssertionError("Ray would have been started")
 
 
 def sentence_of(capsys: pytest.CaptureFixture[str], *options: str) -> str:
@@ -49,13 +55,6 @@ def sentence_of(capsys: pytest.CaptureFixture[str], *options: str) -> str:
     assert printed.startswith("acestep-serve: ")
     assert printed.count("\n") == 1
     return printed.removeprefix("acestep-serve: ").rstrip()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def unused_uid() -> int:
