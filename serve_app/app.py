@@ -168,6 +168,8 @@ def _reserving(cpus: float, gpus: float = 0) -> dict[str, Any]:
 def replica_environment() -> dict[str, str]:
     """Return the environment variables of a replica; what the user has set wins."""
     environment = {name: os.environ.get(name, value) for name, value in REPLICA_ENVIRONMENT.items()}
+    if "OMP_WAIT_POLICY" in os.environ and "GOMP_SPINCOUNT" not in os.environ:
+        del environment["GOMP_SPINCOUNT"]  # it would win
     try:
         getpass.getuser()
     except (KeyError, OSError):  # PyTorch asks for a name when it is imported

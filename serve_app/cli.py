@@ -40,17 +40,23 @@ Serve ACE-Step music generation over HTTP. Without options: port 8019, the setti
 best model that this machine can run (without a GPU or a download, the bundled nano model: small, instrumental).
 """
 EPILOG = """\
-environment:
+environment (an empty variable counts as unset; CUDA_VISIBLE_DEVICES does not: empty, it means no GPU):
   ACE_OUTPUT_DIR        where songs are saved (./outputs)
   LOG_LEVEL             DEBUG, INFO, WARNING or ERROR (INFO)
   CUDA_VISIBLE_DEVICES  which GPUs may be used, as CUDA numbers them
   ACESTEP_ADMIN_KEY     the key for /initialize and for changing /loras; without it these are off
   ACESTEP_CALLBACK_SECRET  what signs callbacks; without it they are not signed
   HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE  where and as whom `download` fetches; 1 forbids it
-  RAY_ADDRESS           a running Ray cluster to serve on; without it one is started on this machine. Where Serve runs
-                        there already, its own host and port stay
-  RAY_AUTH_MODE         token: Ray's own ports and its dashboard ask for the token that `ray get-auth-token` prints
-                        (so unless you set this); disabled: they ask for none, and whoever reaches them can run code
+  RAY_ADDRESS           a running Ray cluster to serve on: host:port, or auto for the one on this machine; unset or
+                        local, one is started here. Where Serve runs there already, its own host and port stay
+
+environment of the Ray that is started here; its ports, but those of Serve's replicas, are bound to this machine:
+  RAY_AUTH_MODE         token: Ray's ports and its dashboard ask for the token that `ray get-auth-token` prints (so
+                        unless you set this); disabled: they ask for none, and any user of this machine can run code
+  RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH  that token, or a file with it (~/.ray/auth_token, made if it is not there)
+  RAY_TMPDIR            where Ray keeps its sockets and logs (TMPDIR, else /tmp); at most 39 characters
+  RAY_memory_monitor_refresh_ms  how often Ray looks whether memory is short, to kill replicas then (0: never, so
+                        unless you set this)
 
 examples:
   acestep-serve                                   http://localhost:8019/docs

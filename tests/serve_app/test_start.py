@@ -4,6 +4,7 @@ import fcntl
 import getpass
 import os
 import pwd
+import re
 import resource
 import socket
 import time
@@ -109,8 +110,9 @@ def test_an_empty_variable_counts_as_unset() -> None:
 
 
 def test_every_variable_of_the_help_counts_as_unset_when_it_is_empty() -> None:
-    lines = cli.EPILOG.partition("examples:")[0].splitlines()[1:]
-    named = {word.rstrip(",") for line in lines if line[2:3].strip() for word in line.split("  ")[1].split()}
+    documented = re.findall(r"^  (\w+(?:, \w+)*)  ", cli.EPILOG.partition("examples:")[0], re.MULTILINE)
+    named = {name for names in documented for name in names.split(", ")}
+    assert len(named) == 14
     assert named - {"CUDA_VISIBLE_DEVICES"} <= set(EMPTY_IS_UNSET)
 
 
@@ -422,6 +424,22 @@ def test_a_user_with_a_name_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setenv("USER", "ace")
     assert "USER" not in replica_environment()
+
+
+@pytest.mark.parametrize(
+    ("variables", "spins"),
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+)
+def test_threads_of_a_replica_wait_awake_for_a_moment_only_unless_the_user_says_otherwise(
+    variables: dict[str, str], spins: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from serve_app.app import replica_environment
+
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert replica_environment().get("GOMP_SPINCOUNT") == spins
 
 
 def test_the_last_exception_of_a_traceback_is_the_reason() -> None:
