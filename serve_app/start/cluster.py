@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,15 +66,15 @@ class Cluster:
         from ray.serve.exceptions import RayServeException
         from ray.serve.schema import LoggingConfig
 
-        if _get_global_client(raise_if_no_controller_running=False) is None:
-            calm = LoggingConfig(log_level=settings.log_level if settings.log_level != "INFO" else "WARNING")
-            serve.start(http_options=http_options, logging_config=calm)
-        app = build(settings)
-        # What was there before is not removed if this attempt fails: it may belong to somebody else.
-        self._deployed = self._application not in serve.status().applications
         try:
+            if _get_global_client(raise_if_no_controller_running=False) is None:
+                calm = LoggingConfig(log_level=settings.log_level if settings.log_level != "INFO" else "WARNING")
+                serve.start(http_options=http_options, logging_config=calm)
+            app = build(settings)
+            # What was there before is not removed if this attempt fails: it may belong to somebody else.
+            self._deployed = self._application not in serve.status().applications
             serve.run(app, name=self._application, route_prefix=route_prefix)
-        except (RuntimeError, ValueError, RayError, RayServeException) as error:
+        except (RuntimeError, ValueError, TimeoutError, RayError, RayServeException) as error:
             raise StartError(f"the application did not start: {self._reason(error)}") from error
         self._deployed = True
         return _place(_get_global_client().http_config)
@@ -81,28 +82,40 @@ class Cluster:
     def stop(self) -> None:
         """Remove the application and leave the cluster; one of its own ends."""
         import ray
-        from ray import serve
+        from ray.exceptions import RayError
+        from ray.serve.exceptions import RayServeException
 
         if not ray.is_initialized():
             return
         if self._deployed:
-            # Serve's own shutdown would have the driver print that a call of the controller failed, because that is how
-            # the controller ends.
-            serve.delete(self._application, _blocking=False)
-            give_up_at = time.monotonic() + STOP_TIMEOUT_S
-            while self._application in serve.status().applications and time.monotonic() < give_up_at:
-                time.sleep(POLL_S)
+            with suppress(RayError, RayServeException):  # the controller is gone, and the application with it
+                self._delete()
         ray.shutdown()
+
+    def _delete(self) -> None:
+        """Have Serve remove the application, and wait for it.
+
+        Serve's own shutdown would have this process print that a call of the controller failed: so the controller ends.
+        """
+        from ray import serve
+
+        serve.delete(self._application, _blocking=False)
+        give_up_at = time.monotonic() + STOP_TIMEOUT_S
+        while self._application in serve.status().applications and time.monotonic() < give_up_at:
+            time.sleep(POLL_S)
 
     def _reason(self, error: Exception) -> str:
         """Return what a replica raised, else what Serve says."""
         from ray import serve
+        from ray.exceptions import RayError
+        from ray.serve.exceptions import RayServeException
 
-        application = serve.status().applications.get(self._application)
-        for deployment in application.deployments.values() if application else ():
-            sentence = raised_in(deployment.message)
-            if sentence is not None and deployment.status in ("DEPLOY_FAILED", "UNHEALTHY"):
-                return sentence
+        with suppress(RayError, RayServeException):  # the controller is gone
+            application = serve.status().applications.get(self._application)
+            for deployment in application.deployments.values() if application else ():
+                sentence = raised_in(deployment.message)
+                if sentence is not None and deployment.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+                    return sentence
         return raised_in(str(error)) or _first_line(error)
 
 
