@@ -32,6 +32,7 @@ from serve_app.start.environment import drop_empty, names_cluster, prepare
 from serve_app.start.errors import StartError
 from serve_app.start.ready import banner, wait_until_healthy
 
+EVERY_INTERFACE = "0.0.0.0"
 DEFAULT_CONFIG = Path("serve_config.yaml")
 IMPORT_PATH = "serve_app.app:build_app"
 
@@ -66,11 +67,18 @@ examples:
 """
 
 
+def _host(host: object) -> object:
+    return (bare_host(host) or EVERY_INTERFACE) if isinstance(host, str) else host
+
+
+Host = Annotated[str, BeforeValidator(_host)]
+
+
 class HttpSettings(BaseModel):
     """`http_options` of the configuration file, as far as this command needs them."""
 
     model_config = ConfigDict(extra="allow")
-    host: Annotated[str, BeforeValidator(lambda host: bare_host(host) if isinstance(host, str) else host)] = "0.0.0.0"
+    host: Host = EVERY_INTERFACE
     port: int = Field(default=8019, ge=1, le=65_535)
 
 
@@ -243,7 +251,7 @@ def _serve(given: argparse.Namespace) -> int:
     config = read_config(given.config)
     application = application_of(config)
     settings = settings_of(application.args, given)
-    asked = {name: value for name in ("host", "port") if (value := getattr(given, name)) not in (None, "")}
+    asked = {name: value for name in ("host", "port") if (value := getattr(given, name)) is not None}
     try:
         http = HttpSettings.model_validate(config.http_options.model_dump() | asked)
     except ValidationError as error:

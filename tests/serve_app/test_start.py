@@ -73,6 +73,10 @@ def test_an_ipv6_address_has_brackets_in_every_url(host: str) -> None:
     assert "'http://[::1]:8019/generate_music'" in banner(f"http://{authority(host, 8019)}", HEALTH, None)
 
 
+def test_an_empty_host_is_every_interface() -> None:
+    assert cli.HttpSettings(host="").host == "0.0.0.0"
+
+
 def test_a_zone_is_encoded() -> None:
     assert authority("fe80::1%eth0", 1) == "[fe80::1%25eth0]:1"
 
