@@ -28,7 +28,7 @@ from serve_app.settings import Settings
 from serve_app.start.addresses import bare_host
 from serve_app.start.checks import check_cluster, check_listening, check_model, check_storage
 from serve_app.start.cluster import Cluster
-from serve_app.start.environment import drop_empty, names_cluster, prepare
+from serve_app.start.environment import drop_empty, have_home, names_cluster, prepare
 from serve_app.start.errors import StartError
 from serve_app.start.ready import banner, wait_until_healthy
 
@@ -104,6 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status: 0 after a clean stop, 1 with a sentence on stderr, 2 for options that argparse refuses."""
     given = _parser().parse_args(arguments)
     drop_empty(os.environ)
+    have_home(os.environ)
     try:
         if given.command == "download":
             return _download(given)
@@ -220,8 +221,12 @@ def settings_of(arguments: Mapping[str, Any], given: argparse.Namespace) -> Sett
             changes["model"] = str(folder.absolute())
         else:
             changes |= {"model": PUBLISHED, "checkpoint_dir": folder}
+    return _validated({**arguments, **changes})
+
+
+def _validated(arguments: Mapping[str, Any]) -> Settings:
     try:
-        return Settings.model_validate({**arguments, **changes})
+        return Settings.model_validate(arguments)
     except ValidationError as error:
         raise StartError(f"the settings: {_problems(error)}") from None
 
@@ -237,7 +242,7 @@ def _download(given: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     args = application_of(read_config(given.config)).args
-    folder = published_folder(Path(given.checkpoint_path or Settings.model_validate(args).checkpoint_dir))
+    folder = published_folder(Path(given.checkpoint_path or _validated(args).checkpoint_dir))
     try:
         download_checkpoint(folder)
     except KeyboardInterrupt:
@@ -256,9 +261,9 @@ def _serve(given: argparse.Namespace) -> int:
         http = HttpSettings.model_validate(config.http_options.model_dump() | asked)
     except ValidationError as error:
         raise StartError(_problems(error)) from None
+    check_model(settings)
     prepare(os.environ, given.device_id)
     shared = names_cluster(os.environ)
-    check_model(settings)
     if shared:
         check_cluster(os.environ)
     else:

@@ -44,6 +44,15 @@ def drop_empty(environment: Environment) -> None:
             del environment[name]
 
 
+def have_home(environment: Environment) -> None:
+    """Set HOME where it is not: parts of Ray read the variable only, and a user id need not have an entry."""
+    if "HOME" not in environment:
+        try:
+            environment["HOME"] = str(Path.home())
+        except RuntimeError:
+            environment["HOME"] = "/"  # as container runtimes have it
+
+
 def names_cluster(environment: Mapping[str, str]) -> bool:
     """Return whether RAY_ADDRESS asks for a cluster that runs already. For Ray, `local` means a new one."""
     return environment.get("RAY_ADDRESS", "local").strip().lower() != "local"
@@ -52,10 +61,9 @@ def names_cluster(environment: Mapping[str, str]) -> bool:
 def prepare(environment: Environment, device_id: int | None) -> None:
     """Complete the environment for Ray. Raises StartError for what Ray cannot work with.
 
-    Call it after `drop_empty`.
+    Call it after `drop_empty` and `have_home`.
     """
     _choose_device(environment, device_id)
-    _have_home(environment)
     mode = environment.get("RAY_AUTH_MODE", "").lower()
     if mode and mode not in AUTH_MODES:
         raise StartError(f"RAY_AUTH_MODE is {mode!r}: it is one of {', '.join(AUTH_MODES)}")
@@ -81,15 +89,6 @@ def _choose_device(environment: Environment, device_id: int | None) -> None:
             f"acestep-serve: --device_id {device_id} is ignored: CUDA_VISIBLE_DEVICES is {visible!r}", file=sys.stderr
         )
     environment.setdefault("CUDA_VISIBLE_DEVICES", str(device_id))
-
-
-def _have_home(environment: Environment) -> None:
-    """Set HOME where it is not: parts of Ray read the variable only, and a user id need not have an entry."""
-    if "HOME" not in environment:
-        try:
-            environment["HOME"] = str(Path.home())
-        except RuntimeError:
-            environment["HOME"] = "/"  # as container runtimes have it
 
 
 def _prepare_own_cluster(environment: Environment) -> None:

@@ -19,11 +19,10 @@ import pytest
 
 from serve_app import cli
 from serve_app.settings import Settings
-from serve_app.start import environment as environments
 from serve_app.start.addresses import authority, split_address
 from serve_app.start.checks import check_listening
 from serve_app.start.cluster import raised_in
-from serve_app.start.environment import EMPTY_IS_UNSET, drop_empty, names_cluster, prepare, token_of
+from serve_app.start.environment import EMPTY_IS_UNSET, drop_empty, have_home, names_cluster, prepare, token_of
 from serve_app.start.errors import StartError
 from serve_app.start.folders import choose_ray_folder, ray_folder_problem, writing_problem
 from serve_app.start.gcs import check_cluster_answers
@@ -282,8 +281,26 @@ def test_a_user_id_without_an_entry_has_a_home(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(os, "environ", {})
     monkeypatch.setattr(os, "getuid", unused_uid)
     variables: dict[str, str] = {}
-    environments._have_home(variables)
+    have_home(variables)
     assert variables["HOME"] == "/"
+
+
+@pytest.mark.parametrize("options", [["--checkpoint_path", "~/nowhere"], ["download", "--config", "nowhere.yaml"]])
+def test_a_command_without_a_home_says_one_sentence(
+    options: list[str], command: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    del command["HOME"]
+    monkeypatch.setattr(os, "getuid", unused_uid)
+    assert cli.main(options) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_settings_that_are_wrong_are_said_by_a_download_too(
+    command: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command["LOG_LEVEL"] = "loud"
+    assert cli.main(["download"]) == 1
+    assert capsys.readouterr().err.startswith("acestep-serve: the settings: log_level: ")
 
 
 def test_a_token_file_that_is_named_and_cannot_be_read_is_said(tmp_path: Path) -> None:
