@@ -3,12 +3,14 @@
 import asyncio
 import fcntl
 import os
+import time
 from pathlib import Path
 from typing import Self
 
 from deployments.messages import StorageError
 
 WAIT_S = 60.0
+CHECK_S = 0.5
 POLL_S = 0.1
 
 
@@ -21,11 +23,7 @@ class StateLock:
     @classmethod
     async def acquire(cls, folder: Path) -> Self:
         """Wait until no other process holds the folder. Raises StorageError after a minute, or if it is read-only."""
-        try:
-            os.makedirs(folder, exist_ok=True)
-            descriptor = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o644)
-        except OSError as error:
-            raise StorageError(f"the state folder {folder} cannot be written: {error.strerror}") from error
+        descriptor = _open(folder)
         deadline = asyncio.get_running_loop().time() + WAIT_S
         while True:
             try:
@@ -33,12 +31,42 @@ class StateLock:
             except BlockingIOError:
                 if asyncio.get_running_loop().time() >= deadline:
                     os.close(descriptor)
-                    raise StorageError(
-                        f"another service uses the state folder {folder}: stop it, or set another `state_dir`"
-                    ) from None
+                    raise StorageError(_in_use(folder)) from None
                 await asyncio.sleep(POLL_S)
             else:
                 return cls(descriptor)
 
+    @staticmethod
+    def check(folder: Path) -> None:
+        """Raise StorageError if another process holds the folder, or if it is read-only.
+
+        A process that is ending has a moment to let go of it.
+        """
+        descriptor = _open(folder)
+        give_up_at = time.monotonic() + CHECK_S
+        try:
+            while True:
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    return
+                except BlockingIOError:
+                    if time.monotonic() >= give_up_at:
+                        raise StorageError(_in_use(folder)) from None
+                    time.sleep(POLL_S)
+        finally:
+            os.close(descriptor)
+
     def release(self) -> None:
         os.close(self._descriptor)
+
+
+def _open(folder: Path) -> int:
+    try:
+        os.makedirs(folder, exist_ok=True)
+        return os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o644)
+    except OSError as error:
+        raise StorageError(f"the state folder {folder} cannot be written: {error.strerror}") from error
+
+
+def _in_use(folder: Path) -> str:
+    return f"another service uses the state folder {folder}: stop it, or set another `state_dir`"

@@ -1,5 +1,6 @@
 """Binds the deployments together. `serve run serve_config.yaml` and `acestep-serve` both start here."""
 
+import getpass
 import logging
 import os
 import uuid
@@ -18,12 +19,13 @@ from deployments.generator import Generator
 from deployments.job_manager import JobManager, JobManagerConfig
 from deployments.lease import LeaseTerms
 from deployments.messages import JOB_MANAGER
-from deployments.models import ModelChoice, Models, resolve_models
+from deployments.models import Models, resolve_models
 from deployments.placement import Placement, ReplicaRequest, place
 from deployments.results import Folders
 from deployments.retention import RetentionTerms
 from deployments.text_encoder import TextEncoder
 from serve_app.ingress import Ingress
+from serve_app.models import model_choice
 from serve_app.proxy import CALLBACK, CALLBACK_VARIABLE
 from serve_app.settings import JobSettings, Settings
 
@@ -41,6 +43,9 @@ REPLICA_ENVIRONMENT = {
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "1000",  # they are reported every ten seconds
+    # How often an OpenMP thread looks for work before it sleeps. The default is 30 times this. It takes the core from
+    # the thread that the others wait for, where other programs or a quota leave fewer cores than there are threads.
+    "GOMP_SPINCOUNT": "10000",
 }
 MIB = 2**20
 SIZES = 5  # of songs, by which the JobManager lets them start
@@ -55,7 +60,7 @@ def build_app(settings: Settings) -> Application:
     warn_of_a_bare_proxy()
     resources = ray.cluster_resources()
     placement = place(_replica_request(settings), resources.get("CPU", 0.0), resources.get("GPU", 0.0))
-    models = resolve_models(_model_choice(settings), cluster_has_gpu=placement.generator_gpus > 0)
+    models = resolve_models(model_choice(settings), cluster_has_gpu=placement.generator_gpus > 0)
     resolved = settings.model_copy(
         update={
             "output_dir": _absolute(settings.output_dir),
@@ -173,22 +178,20 @@ def _replica_request(settings: Settings) -> ReplicaRequest:
     )
 
 
-def _model_choice(settings: Settings) -> ModelChoice:
-    return ModelChoice(
-        model=settings.model,
-        checkpoints=settings.checkpoints,
-        checkpoint_dir=settings.checkpoint_dir,
-        download=settings.download,
-        bf16=settings.bf16,
-        torch_compile=settings.torch_compile,
-        cuda_graphs=settings.cuda_graphs,
-        cpu_offload=settings.cpu_offload,
-        overlapped_decode=settings.overlapped_decode,
-    )
-
-
 def _reserving(cpus: float, gpus: float = 0) -> dict[str, Any]:
-    return {"num_cpus": cpus, "num_gpus": gpus, "runtime_env": {"env_vars": REPLICA_ENVIRONMENT}}
+    return {"num_cpus": cpus, "num_gpus": gpus, "runtime_env": {"env_vars": replica_environment()}}
+
+
+def replica_environment() -> dict[str, str]:
+    """Return the environment variables of a replica; what the user has set wins."""
+    environment = {name: os.environ.get(name, value) for name, value in REPLICA_ENVIRONMENT.items()}
+    if "OMP_WAIT_POLICY" in os.environ and "GOMP_SPINCOUNT" not in os.environ:
+        del environment["GOMP_SPINCOUNT"]  # it would win
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):  # PyTorch asks for a name when it is imported
+        environment["USER"] = f"uid{os.getuid()}"
+    return environment
 
 
 def _absolute(path: Path) -> Path:

@@ -7,9 +7,10 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from deployments.callbacks import CallbackRules
+from deployments.store.urls import url_problem
 from serve_app.fields import LoraName
 
 Megabytes = Annotated[int, Field(ge=1, le=65_536)]
@@ -19,7 +20,14 @@ LogLevel = Annotated[
 ]
 
 
-StoreUrl = Annotated[str, Field(pattern=r"^(sqlite|(redis|rediss|unix)://.+)$")]
+def _readable(url: str) -> str:
+    problem = url_problem(url)
+    if problem is not None:
+        raise ValueError(problem)
+    return url
+
+
+StoreUrl = Annotated[str, Field(pattern=r"^(sqlite|(redis|rediss|unix)://.+)$"), AfterValidator(_readable)]
 # A name, or an IPv6 address. A port behind it is refused: it would match nothing.
 CallbackHost = Annotated[str, Field(pattern=r"^((\*\.)?[A-Za-z0-9._-]+|[0-9A-Fa-f]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*)$")]
 
@@ -27,8 +35,15 @@ CallbackHost = Annotated[str, Field(pattern=r"^((\*\.)?[A-Za-z0-9._-]+|[0-9A-Fa-
 Origin = Annotated[str, Field(pattern=r"^(\*|null|[a-z][a-z0-9+.-]*://[^/\s*]+)$")]
 
 
+def variable(name: str, default: str) -> str:
+    """Return an environment variable, or the default where it is unset or empty."""
+    value = os.environ.get(name, "")
+    return value if value.strip() else default
+
+
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # An error does not repeat the input: it may be a key, or a URL with a password.
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 class GeneratorSettings(Section):
@@ -89,7 +104,7 @@ class CallbackSettings(Section):
 
     hosts: tuple[CallbackHost, ...] = ()  # names, or *.name for all below one
     allow_private: bool = False  # also addresses of private networks and of this machine
-    secret: str = Field(default_factory=lambda: os.environ.get("ACESTEP_CALLBACK_SECRET", ""), repr=False)
+    secret: str = Field(default_factory=lambda: variable("ACESTEP_CALLBACK_SECRET", ""), repr=False)
 
     @property
     def rules(self) -> CallbackRules:
@@ -120,14 +135,16 @@ class Settings(Section):
     limits: Limits = Limits()
     callbacks: CallbackSettings = Field(default_factory=CallbackSettings)
 
-    output_dir: Path = Field(default_factory=lambda: Path(os.environ.get("ACE_OUTPUT_DIR", "./outputs")))
-    store: StoreUrl = "sqlite"  # where jobs are kept: sqlite (in state_dir), or a Redis by its URL
+    output_dir: Path = Field(default_factory=lambda: Path(variable("ACE_OUTPUT_DIR", "./outputs")))
+    store: StoreUrl = Field(
+        default="sqlite", repr=False
+    )  # where jobs are kept: sqlite (in state_dir), or a Redis by its URL
     state_dir: Path = Path("./.acestep")  # the job store, results and latents
     audio_root: Path | None = None  # where ref_audio_input may name files; None: nowhere
     lora_root: Path | None = None  # where POST /loras may name adapters; None: nowhere
     loras: dict[LoraName, str] = {}  # adapters to register at start, each with its path, which may lie anywhere
     admin_key: str | None = Field(
-        default_factory=lambda: os.environ.get("ACESTEP_ADMIN_KEY"), repr=False
+        default_factory=lambda: variable("ACESTEP_ADMIN_KEY", "") or None, repr=False
     )  # None: /initialize and POST /loras are off...
     admin_open: bool = False  # ...unless this says that anyone may administer (a laptop)
-    log_level: LogLevel = Field(default_factory=lambda: os.environ.get("LOG_LEVEL", "INFO"), validate_default=True)
+    log_level: LogLevel = Field(default_factory=lambda: variable("LOG_LEVEL", "INFO"), validate_default=True)

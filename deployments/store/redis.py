@@ -21,6 +21,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from deployments.messages import Status, StorageError
 from deployments.store.protocol import Callback, Ending, JobRow, StoreDeposedError, StoreFormatError
 from deployments.store.rows import from_texts, to_json, to_texts
+from deployments.store.urls import ENCODE, url_problem
 
 FORMAT = "2"
 PREFIX = "{ace-step}"  # in braces, so that a Redis Cluster keeps all of it in one place
@@ -186,6 +187,9 @@ class RedisStore:
     @classmethod
     async def open(cls, url: str, known: Callable[[], Sequence[JobRow]]) -> Self:
         """Connect and take the store over. Raises StorageError, StoreFormatError for a store of another version."""
+        problem = url_problem(url)
+        if problem is not None:
+            raise StorageError(problem)
         try:
             pool: BlockingConnectionPool = BlockingConnectionPool.from_url(
                 url,
@@ -196,8 +200,8 @@ class RedisStore:
                 retry=Retry(ExponentialBackoff(cap=1.0, base=0.1), RETRIES),
                 retry_on_error=[RedisConnectionError, RedisTimeoutError],
             )
-        except ValueError as error:
-            raise StorageError(f"the job store's URL cannot be used: {error}") from error
+        except ValueError:  # its text may hold a part of the password
+            raise StorageError(f"the job store's URL cannot be used: {ENCODE}") from None
         store = cls(Redis.from_pool(pool), known)
         try:
             await store._take_over()

@@ -17,6 +17,14 @@ import requests
 START_TIMEOUT_S = 180.0
 
 
+def free_port() -> int:
+    """Return a port of the loopback interface that nothing listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
 @dataclass
 class Server:
     url: str
@@ -40,9 +48,7 @@ class Server:
 @contextmanager
 def serving(folder: Path) -> Iterator[Server]:
     """The server with the nano model, whose files are in `folder`; it must stop as it should."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     environment = os.environ | {"ACE_OUTPUT_DIR": str(folder / "outputs"), "ACESTEP_ADMIN_KEY": "secret"}
     environment.pop("RAY_ADDRESS", None)
     command = [sys.executable, "-m", "serve_app.cli", "--model", "nano", "--host", "127.0.0.1", "--port", str(port)]

@@ -18,6 +18,8 @@ import yaml
 from acestep_engine.checkpoint import NANO_PATH
 from serve_app import cli
 from serve_app.settings import Settings
+from serve_app.start.errors import StartError
+from tests.e2e.server import free_port
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,7 +65,7 @@ def test_a_checkpoint_path_is_a_checkpoint_or_where_the_published_one_is_kept(tm
 
 
 def test_a_misspelt_setting_is_refused_by_its_name() -> None:
-    with pytest.raises(cli.CliError, match=r"generator\.max_replica: Extra inputs"):
+    with pytest.raises(StartError, match=r"generator\.max_replica: Extra inputs"):
         settings_for(arguments={"generator": {"max_replica": 2}})
 
 
@@ -103,15 +105,21 @@ def test_a_configuration_that_is_not_there_is_said_in_one_sentence(capsys: pytes
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[tuple["subprocess.Popen[str]", list[str]]]:
-    """`acestep-serve` at a free port, in another directory, and the lines it prints."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+    """`acestep-serve` at a free port, in another directory, and the lines it prints.
+
+    Its environment is what containers and .env files leave: variables without a value, a home that cannot be written,
+    a folder for temporary files whose name is too long for sockets.
+    """
+    with socket.socket(socket.AF_INET6) as probe:
+        probe.bind(("::1", 0))
         port = probe.getsockname()[1]
-    options = ["--host", "127.0.0.1", "--port", str(port), "--model", "nano"]
+    options = ["--host", "[::1]", "--port", str(port), "--model", "nano"]
+    odd = {"HOME": "/proc/none", "TMPDIR": str(tmp_path / ("x" * 80)), "RAY_AUTH_MODE": "", "RAY_ADDRESS": ""}
+    (tmp_path / ("x" * 80)).mkdir()
     process = subprocess.Popen(
         [sys.executable, "-m", "serve_app.cli", *options],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "ACE_OUTPUT_DIR": "songs", "RAY_AUTH_MODE": "disabled"},
+        env=os.environ | odd | {"PYTHONPATH": str(ROOT), "ACE_OUTPUT_DIR": "songs", "LOG_LEVEL": ""},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -152,4 +160,26 @@ def test_it_starts_says_what_to_do_next_and_stops_cleanly(
     else:
         process.send_signal(ending)
     assert process.wait(timeout=60) == 0
-    assert "Traceback" not in "".join(lines)
+    printed = "".join(lines)
+    assert printed.endswith("\nStopped.\n")
+    assert "Traceback" not in printed
+    assert "failed" not in printed, printed
+
+
+@pytest.mark.cluster
+def test_a_start_that_fails_ends_with_what_the_replica_says(tmp_path: Path) -> None:
+    (tmp_path / ".acestep").mkdir()
+    (tmp_path / ".acestep" / "jobs.sqlite3").write_text("no database at all")
+    ended = subprocess.run(
+        [sys.executable, "-m", "serve_app.cli", "--host", "127.0.0.1", "--port", str(free_port()), "--model", "nano"],
+        cwd=tmp_path,
+        env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1] == (
+        f"acestep-serve: the application did not start: the job store {tmp_path}/.acestep/jobs.sqlite3 is damaged or no"
+        " job store (file is not a database); it was left as it is: move it away to start with an empty one"
+    )
