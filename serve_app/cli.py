@@ -25,7 +25,7 @@ from deployments.messages import ServiceError
 from deployments.models import PUBLISHED, published_folder
 from deployments.placement import PlacementError
 from serve_app.settings import Settings
-from serve_app.start.addresses import bare_host
+from serve_app.start.addresses import bare_host, loopback_names
 from serve_app.start.checks import check_cluster, check_listening, check_model, check_storage
 from serve_app.start.cluster import Cluster
 from serve_app.start.environment import drop_empty, have_home, names_cluster, prepare
@@ -269,6 +269,8 @@ def _serve(given: argparse.Namespace) -> int:
     else:
         check_listening(http.host, http.port)
         check_storage(settings)
+        if not settings.allowed_hosts:
+            settings = settings.model_copy(update={"allowed_hosts": loopback_names(http.host)})
 
     stopped = threading.Event()
     cluster = Cluster(application.name, shared)

@@ -19,7 +19,7 @@ import pytest
 
 from serve_app import cli
 from serve_app.settings import Settings
-from serve_app.start.addresses import authority, split_address
+from serve_app.start.addresses import authority, loopback_names, split_address
 from serve_app.start.checks import check_listening
 from serve_app.start.cluster import raised_in
 from serve_app.start.environment import EMPTY_IS_UNSET, drop_empty, have_home, names_cluster, prepare, token_of
@@ -478,3 +478,20 @@ def test_the_last_exception_of_a_traceback_is_the_reason() -> None:
     )
     assert raised_in(message) == "the job store is damaged: move it away"
     assert raised_in("Deploying application ace-step failed: it was deleted") is None
+
+
+@pytest.mark.parametrize(
+    ("host", "names"),
+    [
+        ("0.0.0.0", ()),
+        ("::", ()),
+        ("192.168.1.5", ()),
+        ("music.example.org", ()),
+        ("localhost", ("localhost", "127.0.0.1", "[::1]")),
+        ("127.0.0.1", ("localhost", "127.0.0.1", "[::1]")),
+        ("127.0.0.2", ("localhost", "127.0.0.1", "[::1]", "127.0.0.2")),
+        ("::1", ("localhost", "127.0.0.1", "[::1]")),
+    ],
+)
+def test_a_server_that_only_this_machine_reaches_is_called_by_loopback_names(host: str, names: tuple[str, ...]) -> None:
+    assert loopback_names(host) == names
