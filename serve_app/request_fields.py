@@ -19,6 +19,8 @@ from serve_app.schemas import GenerateRequest, parse_generate
 # The published pipeline writes both into its files; no form and no other client has them.
 MARKS_OF_PUBLISHED_FILES = ("actual_seeds", "timecosts")
 
+NOTHING = (None, "")  # of two names of a field, one that says nothing gives way
+
 
 @dataclass(frozen=True)
 class RequestFields:
@@ -47,9 +49,9 @@ def translate(sent: Mapping[str, object]) -> RequestFields:
             continue
         if name == "actual_seeds" and isinstance(value, list) and sent.get("batch_size") in (None, 1):
             value = value[:1]  # the published pipeline lists the seeds of all songs of a batch beside each of them
-        if fields.get(ours) is None:
+        if fields.get(ours) in NOTHING:
             fields[ours], sent_as[ours] = value, name
-        elif value is not None and not _same(ours, fields[ours], value):
+        elif value not in NOTHING and not _same(ours, fields[ours], value):
             raise invalid(name, f"{show(value)} is not what {sent_as[ours]} says, another name of it: send one of them")
     if is_published:
         ignored += _without_other_tasks(fields)

@@ -31,7 +31,9 @@ def test_another_name_of_a_field_is_read_as_the_field(name: str, ours: str) -> N
 @pytest.mark.parametrize(("name", "ours"), ALIASES.items())
 def test_both_names_may_say_the_same_but_not_different_things(name: str, ours: str) -> None:
     assert translate({ours: VALUES[ours], name: VALUES[ours]}).fields == {ours: VALUES[ours]}
-    assert translate({ours: VALUES[ours], name: None}).fields == {ours: VALUES[ours]}
+    for nothing in (None, ""):
+        assert translate({ours: VALUES[ours], name: nothing}).fields == {ours: VALUES[ours]}
+        assert translate({ours: nothing, name: VALUES[ours]}).fields == {ours: VALUES[ours]}
     other = "other" if isinstance(VALUES[ours], str) else 3
     with pytest.raises(InvalidRequestError) as caught:
         translate({ours: VALUES[ours], name: other})
