@@ -56,6 +56,7 @@ from deployments.views import end_event, view_of
 from deployments.waiting import WaitingJobs
 
 KEPT_LOGS = 200  # of jobs that ended last, for those who come back to follow them
+ARRIVAL_POLL_S = 0.1
 KEPT_ENDED = 1_000  # rows of ended jobs that are written again if the store loses its last changes
 
 logger = logging.getLogger("ray.serve")
@@ -172,7 +173,11 @@ class JobManager:
         job = self._jobs.get(request_id)
         log = self._ended_logs.get(request_id) if job is None else job.events
         if log is None:
-            end = end_event(await self._songs.view(request_id))
+            view = await self._songs.view(request_id)
+            if not view.ended:  # it is on the disk, but not taken up yet
+                await asyncio.sleep(min(timeout_s, ARRIVAL_POLL_S))
+                return EventBatch((), over=False)
+            end = end_event(view)
             return EventBatch((end,) if end.event_id > after else (), over=True)
         return EventBatch(tuple(await log.wait_after(after, timeout_s)), log.ended)
 

@@ -64,6 +64,7 @@ class LiveJob:
         self.songs = [LiveSong(index, params, row.attempts) for index, params in enumerate(row.songs)]
         self.failure: Failure | None = None  # of one of its songs, which ends the others
         self.events = EventLog()
+        self.ending = asyncio.Lock()  # held while its end is written
         self.ended = asyncio.Event()
         if row.ended:
             self.ended.set()

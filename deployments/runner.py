@@ -102,27 +102,57 @@ class Runner:
 
     async def end(self, job: LiveJob, ending: Ending) -> bool:
         """End the job unless it has ended; True if this call did it. Raises StorageError."""
-        if not await self._store.finish(job.row.request_id, ending, job.row.started_at):
-            return False
-        job.row = dataclasses.replace(
-            job.row,
-            status=ending.status,
-            outcome=ending.outcome,
-            completed_at=ending.at,
-            results=ending.results,
-            error=ending.error,
-            error_code=ending.error_code,
-        )
+        async with job.ending:
+            if job.row.ended:
+                return False
+            if not await self._store.finish(job.row.request_id, ending, job.row.started_at):
+                await self._adopt_end(job)
+                return False
+            row = dataclasses.replace(
+                job.row,
+                status=ending.status,
+                outcome=ending.outcome,
+                completed_at=ending.at,
+                results=ending.results,
+                error=ending.error,
+                error_code=ending.error_code,
+            )
+            self._note_end(job, row)
+        await self._tidy(job.row)
+        return True
+
+    async def _adopt_end(self, job: LiveJob) -> None:
+        """Accept that the store has this job ended, although this process did not end it. Raises StorageError.
+
+        The files of such a job belong to the end that the store knows: a completed job keeps them.
+        """
+        row = await self._store.get(job.row.request_id)
+        if row is None:  # it ended so long ago that it is forgotten
+            failed = _failed(INTERNAL)
+            row = dataclasses.replace(job.row, status=failed.status, outcome=failed.outcome, completed_at=failed.at)
+            row = dataclasses.replace(row, error=failed.error, error_code=failed.error_code)
+        if not row.ended:
+            raise StorageError("the job store refuses a change of a job that has not ended")
+        logger.warning("%s has ended already: %s", row.request_id, row.outcome)
+        self._note_end(job, row)
+
+    async def _end_as_stored(self, job: LiveJob) -> None:
+        """Accept the end that the store knows, unless this process knows one. Raises StorageError."""
+        async with job.ending:
+            if not job.row.ended:
+                await self._adopt_end(job)
+
+    def _note_end(self, job: LiveJob, row: JobRow) -> None:
+        """Tell everybody that a job has ended as `row` says."""
+        job.row = row
         job.abort()
         self._on_end(job)
         job.ended.set()
-        await self._tidy(job.row)
-        return True
 
     async def _tidy(self, row: JobRow) -> None:
         """Remove the files that an ended job leaves behind. What cannot be removed is of no use to anybody."""
         try:
-            if row.outcome != "completed":
+            if row.outcome in ("failed", "cancelled"):
                 await asyncio.to_thread(self._files.discard, row)
             elif row.source is not None:  # as long as the result is there, it can be made again
                 await asyncio.to_thread(self._files.use_source, row.source)
@@ -226,6 +256,7 @@ class Runner:
         song.attempts += 1
         attempts = _attempts(job)
         if not await until_stored(lambda: self._store.set_attempts(job.row.request_id, attempts)):
+            await until_stored(lambda: self._end_as_stored(job))
             return False
         return not job.is_over()
 

@@ -75,6 +75,8 @@ class SongReader:
         if live is not None:
             raise JobNotEndedError(self._view(live))
         row = await self._row(request_id)
+        if not row.ended:  # it is on the disk, but not taken up yet
+            raise JobNotEndedError(view_of(row))
         if not row.results:
             raise JobFailedError(view_of(row))
         _check_index(row, index)
