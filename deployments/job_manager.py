@@ -49,7 +49,7 @@ from deployments.retention import Retention, RetentionTerms
 from deployments.runner import Runner
 from deployments.song_reader import SongReader
 from deployments.state_lock import StateLock
-from deployments.store.protocol import Ending, JobRow, JobStore
+from deployments.store.protocol import Ending, JobRow, JobStore, StoreDeposedError
 from deployments.store.redis import RedisStore
 from deployments.store.sqlite import SqliteStore
 from deployments.views import end_event, view_of
@@ -129,7 +129,9 @@ class JobManager:
         self._ended_logs: LruCache[str, EventLog] = LruCache(KEPT_LOGS)
         self._model_changes = 0  # that are under way: no job starts meanwhile
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._runs: set[asyncio.Task[None]] = set()  # those of them that see to the songs of a job
         await self._recover()
+        self._spawn(self._store.hold())
         self._spawn(self._retention.run())
         self._spawn(self._deliveries.run())
 
@@ -291,6 +293,23 @@ class JobManager:
         """Serve awaits this before the replica stops."""
         await self.stop()
 
+    async def check_health(self) -> None:
+        """Called by Serve every second; it replaces this JobManager when it raises.
+
+        Raises StoreDeposedError for good once another JobManager owns the store or the state folder: the running songs
+        are then left to that one.
+        """
+        if await self._is_deposed():
+            for run in self._runs:
+                run.cancel()
+            raise StoreDeposedError("another job manager owns the jobs")
+
+    async def _is_deposed(self) -> bool:
+        if not self._store.is_deposed and await asyncio.to_thread(self._lock.is_lost):
+            logger.error("the state folder was replaced, and another service may use the new one")
+            self._store.depose()
+        return self._store.is_deposed
+
     async def stop(self) -> None:
         """Let go of the Generators and the store. The next life runs what is left."""
         if not hasattr(self, "_tasks"):
@@ -303,6 +322,8 @@ class JobManager:
 
     async def _accept(self, submission: Submission) -> LiveJob:
         """Raises KeyConflictError, QueueFullError, SourceGoneError, StorageError."""
+        if await self._is_deposed():
+            raise StoreDeposedError("another job manager owns the jobs")
         return await self._to_its_end(self._admission.accept(submission))
 
     async def _recover(self) -> None:
@@ -339,7 +360,9 @@ class JobManager:
             moved, job = True, self._jobs[request_id]
             if not job.running:
                 job.running = True
-                self._spawn(self._runner.run(job))
+                run = self._spawn(self._runner.run(job))
+                self._runs.add(run)
+                run.add_done_callback(self._runs.discard)
             job.grant_place()
         if moved:
             self._tell_positions()
@@ -359,7 +382,7 @@ class JobManager:
     async def _open_store(self) -> JobStore:
         if self._config.redis_url is None:
             return await SqliteStore.open(self._config.folders.store)
-        return await RedisStore.open(self._config.redis_url, known=self._known_rows)
+        return await RedisStore.open(self._config.redis_url, self._known_rows, self._config.build_id)
 
     def _known_rows(self) -> list[JobRow]:
         """What the store is filled with if it loses its last changes."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from deployments.messages import StorageError
 from deployments.results import JobFiles, KeptJob
-from deployments.store.protocol import JobStore
+from deployments.store.protocol import JobStore, StoreDeposedError
 
 INTERVAL_S = 60.0
 SHORTEST_INTERVAL_S = 1.0  # when there is more than the quota
@@ -55,6 +55,9 @@ class Retention:
             self._over_quota.clear()
             try:
                 await self.clean_up(time.time())
+            except StoreDeposedError as error:
+                logger.error("no more results are removed: %s", error)
+                return
             except (StorageError, OSError) as error:
                 logger.warning("old results could not be removed: %s", error)
             await asyncio.sleep(SHORTEST_INTERVAL_S)

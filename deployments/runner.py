@@ -38,7 +38,7 @@ from deployments.messages import ByteArray, Heartbeat, Rendered, RenderJob, Song
 from deployments.pace import Pace
 from deployments.results import JobFiles
 from deployments.store.patience import until_stored
-from deployments.store.protocol import Ending, JobRow, JobStore
+from deployments.store.protocol import Ending, JobRow, JobStore, StoreDeposedError, StoreFormatError
 
 MAX_ATTEMPTS = 3
 RETRY_PAUSE_S = 0.5  # for Serve to notice that the replica is gone
@@ -84,7 +84,18 @@ class Runner:
         self._last_attempt = asyncio.Lock()
 
     async def run(self, job: LiveJob) -> None:
-        """Try until the job ends. Returns when it has; never raises but CancelledError."""
+        """Try until the job ends. Returns when it has; never raises but CancelledError.
+
+        Returns without an end when another JobManager owns the store: that one makes the job.
+        """
+        try:
+            await self._run(job)
+        except StoreDeposedError as error:
+            logger.error("%s is given up: %s", job.row.request_id, error)
+            job.abort()
+
+    async def _run(self, job: LiveJob) -> None:
+        """Raises StoreDeposedError."""
         try:
             ending = await self._to_its_end(job)
         except asyncio.CancelledError:  # the JobManager stops
@@ -92,7 +103,13 @@ class Runner:
                 await self._store.set_attempts(job.row.request_id, _attempts(job))
             raise
         if ending is not None and not job.row.ended:
-            await until_stored(lambda: self.end(job, ending))
+            try:
+                await until_stored(lambda: self.end(job, ending))
+            except StoreDeposedError:
+                raise
+            except Exception:  # what it says cannot be written
+                logger.exception("the end of %s cannot be written", job.row.request_id)
+                await until_stored(lambda: self.end(job, _failed(INTERNAL)))
         if job.row.outcome == "completed":
             self._learn(job.row)
         else:
@@ -126,7 +143,11 @@ class Runner:
 
         The files of such a job belong to the end that the store knows: a completed job keeps them.
         """
-        row = await self._store.get(job.row.request_id)
+        try:
+            row = await self._store.get(job.row.request_id)
+        except StoreFormatError as error:
+            logger.error("%s", error)
+            row = None
         if row is None:  # it ended so long ago that it is forgotten
             failed = _failed(INTERNAL)
             row = dataclasses.replace(job.row, status=failed.status, outcome=failed.outcome, completed_at=failed.at)
@@ -167,6 +188,8 @@ class Runner:
                 return await self._complete(job)
         except _Failed as error:
             return _failed(error.failure)
+        except StoreDeposedError:
+            raise
         except Exception:
             logger.exception("%s failed in a way nobody foresaw", job.row.request_id)
             return _failed(INTERNAL)
@@ -179,6 +202,8 @@ class Runner:
             await self._try(job, song)
         except _Failed as error:
             job.fail(error.failure)
+        except StoreDeposedError:
+            raise
         except Exception:
             logger.exception("%s failed in a way nobody foresaw", job.row.request_id)
             job.fail(INTERNAL)

@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 
-from deployments.messages import JobEndedError, JobNotEndedError
-from deployments.store.protocol import Ending, JobRow, JobStore
-from tests.deployments.house import AUDIO, House, sing_for_ever
+from deployments.failures import Failure
+from deployments.messages import JobEndedError, JobNotEndedError, StorageError
+from deployments.store.patience import until_stored
+from deployments.store.protocol import Ending, JobRow, JobStore, StoreDeposedError
+from deployments.store.redis import RedisStore
+from tests.deployments.house import AUDIO, House, failing, sing, sing_for_ever, until
 from tests.redis_server import RedisServer
 
 ASKED = {"key": "order 7", "request_digest": "d"}
@@ -114,6 +117,66 @@ async def test_a_running_job_that_the_store_has_ended_ends_so_and_keeps_its_file
     assert result.exists()
     waiting = await kept.submit()
     await kept.until_running(waiting)  # it has the place of the one that ended
+
+
+async def test_a_deposed_job_manager_is_unhealthy_accepts_nothing_and_lets_its_songs_go(
+    house: House, redis_server: RedisServer
+) -> None:
+    redis_server.empty()
+    await house.close()
+    await house.open(redis_url=redis_server.url)
+    house.generator.script = sing_for_ever
+    running = await house.submit()
+    await house.until_running(running)
+    await house.manager.check_health()
+    song = house.manager._jobs[running].songs[0]
+    successor = await RedisStore.open(redis_server.url, list, house.config.build_id)
+    with pytest.raises(StorageError):
+        await house.submit()
+    for _ in range(2):  # for good
+        with pytest.raises(StoreDeposedError):
+            await house.manager.check_health()
+
+    async def let_go() -> bool:
+        return song.response is None
+
+    await until(let_go)
+    assert [row.request_id for row in await successor.unfinished()] == [running]
+    await successor.close()
+
+
+async def test_a_job_manager_whose_state_folder_was_replaced_leaves_everything_to_the_next(house: House) -> None:
+    house.generator.script = sing_for_ever
+    running = await house.submit()
+    await house.until_running(running)
+    (house.root / "state/lock").unlink()
+    successor = House(house.root)
+    await successor.open()
+    assert (await successor.end_of(running)).outcome == "completed"
+    with pytest.raises(StorageError):
+        await house.submit()
+    with pytest.raises(StoreDeposedError):
+        await house.manager.check_health()
+    assert (await successor.manager.result(running)).audio.tobytes() == AUDIO.tobytes()
+    await successor.close()
+
+
+async def test_an_end_that_finds_its_store_deposed_is_not_tried_for_ever(house: House) -> None:
+    house.generator.script = sing_for_ever
+    request_id = await house.submit()
+    await house.until_running(request_id)
+    house.manager._store.depose()
+    with pytest.raises(StoreDeposedError):
+        await asyncio.wait_for(until_stored(lambda: house.manager._store.set_attempts(request_id, 1)), 5)
+
+
+async def test_an_end_that_cannot_be_written_down_fails_its_job(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deployments.runner.explain", lambda cause: Failure("code", "\ud800"))  # no UTF-8
+    house.generator.script = failing(ZeroDivisionError())
+    view = await house.end_of(await house.submit())
+    assert (view.outcome, view.error_code) == ("failed", "internal_error")
+    house.generator.script = sing
+    assert (await house.end_of(await house.submit())).outcome == "completed"
 
 
 async def _unheard_row(house: House) -> JobRow:

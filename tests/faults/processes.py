@@ -106,6 +106,19 @@ def job_manager_killed(stage: Stage) -> float:
     return recovery_s
 
 
+def state_folder_taken_over(stage: Stage) -> float:
+    """The lock of the state folder is another file now: the JobManager leaves its songs to the next one."""
+    running, manager = stage.ledger.submit(LONG), stage.application.pid_of("JobManager")
+    stage.ledger.until_running(running)
+    taken_at = time.monotonic()
+    (stage.application.state / "lock").unlink()
+    stage.ledger.until_running_again(running)
+    recovery_s = time.monotonic() - taken_at
+    assert stage.application.pid_of("JobManager") != manager
+    assert stage.ledger.until_ended(running) == "completed"
+    return recovery_s
+
+
 def job_manager_killed_while_clients_wait(stage: Stage) -> float:
     """They hear a slower answer, and no error."""
     answers: list[int] = []
@@ -267,6 +280,7 @@ FAULTS = [
     Fault("text encoder killed", text_encoder_killed, one_machine),
     Fault("ingress killed after commit", ingress_killed_after_commit, one_machine, is_fast=True),
     Fault("JobManager killed", job_manager_killed, one_machine),
+    Fault("state folder taken over", state_folder_taken_over, one_machine, times=2, is_fast=True),
     Fault("JobManager killed while clients wait", job_manager_killed_while_clients_wait, one_machine),
     Fault("controller killed", controller_killed, one_machine, times=2),
     Fault("a job that kills its replica three times", job_that_kills_its_replica_three_times, one_machine, times=1),
