@@ -7,9 +7,9 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -25,6 +25,7 @@ from acestep_engine.encode import AudioEncoder
 from acestep_engine.params import OUTPUT_SAMPLE_RATE_HZ, AdapterLimits, ModelSpec, Progress
 from acestep_engine.requests import Decoded, Finished, Inputs, Latents
 from deployments.failures import is_unexpected
+from deployments.heartbeats import with_heartbeats
 from deployments.messages import JOB_MANAGER, ByteArray, Heartbeat, Rendered, RenderJob, is_latents
 
 if TYPE_CHECKING:  # they take seconds to import, and only the replica needs them
@@ -34,13 +35,14 @@ if TYPE_CHECKING:  # they take seconds to import, and only the replica needs the
 PROGRESS_INTERVAL_S = 0.25  # of one call, as long as there are few
 CPU_PROGRESS_PER_S = 4  # of all calls of a replica together
 GPU_PROGRESS_PER_S = 32
-HEARTBEAT_S = 5.0  # of a call with nothing to tell: paused for others, say
+HEARTBEAT_S = 5.0  # of a call with nothing to tell: it waits for a thread, or is paused for others
 REPORT_INTERVAL_S = 1.0
 REPORT_TIMEOUT_S = 5.0
 FILE_THREADS = 2  # that read and write audio files beside the engine's own thread
 
 logger = logging.getLogger("ray.serve")
 T = TypeVar("T")
+Message = Progress | Heartbeat | ByteArray | Rendered
 
 
 class _Listener:
@@ -66,14 +68,10 @@ class _Listener:
     def note_end(self, _: object) -> None:
         self._tell(self._end)
 
-    async def hear(self, timeout_s: float) -> bool:
-        """Until there is news, at most so long. Whether there is."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                await self.changed.wait()
-        heard = self.changed.is_set()
+    async def hear(self) -> None:
+        """Wait until there is news."""
+        await self.changed.wait()
         self.changed.clear()
-        return heard
 
     def _end(self) -> None:
         self.ended = True
@@ -159,13 +157,29 @@ class Generator:
         source: ByteArray | Latents | None,
         conditioning: "Conditioning",
         target: "Conditioning | None" = None,
-    ) -> AsyncIterator[Progress | Heartbeat | ByteArray | Rendered]:
+    ) -> AsyncIterator[Message]:
         """Progress, the first at once and then up to four a second, and at last one Rendered; Heartbeats in between.
+
+        Heartbeats come whatever the song waits for: a thread that reads its source, another model, other songs.
 
         Parts of the encoded file come in between as soon as they are decoded; all of them and the `rest` are the file.
         `source` is an audio file or latents, `target` what a song is edited to. Cancelling aborts within one step.
         Raises EngineError or GpuMemoryError.
         """
+        messages = self._make(spec, job, source, conditioning, target)
+        async with aclosing(with_heartbeats(messages, HEARTBEAT_S, lambda: Heartbeat(self._host.steps))) as told:
+            async for message in told:
+                yield message
+
+    async def _make(
+        self,
+        spec: ModelSpec,
+        job: RenderJob,
+        source: ByteArray | Latents | None,
+        conditioning: "Conditioning",
+        target: "Conditioning | None",
+    ) -> AsyncGenerator[Message, None]:
+        """As `generate`, without the Heartbeats."""
         from deployments.engine_host import Call
 
         yield Progress("encoding")
@@ -182,9 +196,7 @@ class Generator:
         self._calls += 1
         try:
             while not listener.ended:
-                if not await listener.hear(HEARTBEAT_S):
-                    yield Heartbeat(self._host.steps)
-                    continue
+                await listener.hear()
                 async for part in self._encoded(file, listener):
                     yield part
                 if listener.progress is not None and not listener.ended:
