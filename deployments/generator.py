@@ -2,7 +2,6 @@
 
 import asyncio
 import dataclasses
-import itertools
 import logging
 import os
 import time
@@ -118,8 +117,8 @@ class _SongFile:
 class Generator:
     """Songs from conditioning, many at once. Loads the model that a call asks for if it has another one.
 
-    It tells the JobManager every second where it runs and what it has loaded: asking would wait behind the calls that
-    run, because Serve counts every call against `max_ongoing_requests`.
+    It tells the JobManager every second where it runs, what it has loaded and which calls run: asking would wait behind
+    those calls, because Serve counts every call against `max_ongoing_requests`.
     """
 
     async def __init__(  # type: ignore[misc]
@@ -140,8 +139,7 @@ class Generator:
         self._gpu_ids = tuple(ray.get_runtime_context().get_accelerator_ids().get("GPU", ()))
         self._limits = limits
         self._progress_per_s = GPU_PROGRESS_PER_S if use_gpu else CPU_PROGRESS_PER_S
-        self._numbers = itertools.count()
-        self._calls = 0  # that run now
+        self._calls: dict[str, asyncio.Future[None]] = {}  # that run now: done when nobody wants one any more
         self._files = ThreadPoolExecutor(max_workers=FILE_THREADS, thread_name_prefix="audio-files")
         device = None if use_gpu else "cpu"
         self._host = await self._in_thread(lambda: _make_host(device, download_to, adapter_limits))
@@ -167,9 +165,14 @@ class Generator:
         Raises EngineError or GpuMemoryError.
         """
         messages = self._make(spec, job, source, conditioning, target)
-        async with aclosing(with_heartbeats(messages, HEARTBEAT_S, lambda: Heartbeat(self._host.steps))) as told:
-            async for message in told:
-                yield message
+        unwanted = self._calls[job.call_id] = asyncio.get_running_loop().create_future()
+        try:
+            steady = with_heartbeats(messages, HEARTBEAT_S, lambda: Heartbeat(self._host.steps), unwanted)
+            async with aclosing(steady) as told:
+                async for message in told:
+                    yield message
+        finally:
+            del self._calls[job.call_id]
 
     async def _make(
         self,
@@ -188,12 +191,9 @@ class Generator:
         begun_from = source if source is None or is_latents(source) else await self._read_audio(source.data)
         listener, file, end = _Listener(), _SongFile(job), Future[Finished]()
         end.add_done_callback(listener.note_end)
-        # Not the job's id alone: an earlier attempt may still be on its way out.
-        call_id = f"{job.request_id}/{next(self._numbers)}"
         inputs = Inputs(conditioning, target, begun_from)
-        call = Call(call_id, spec, job.params, inputs, job.priority, listener.note, listener.note_audio, end)
+        call = Call(job.call_id, spec, job.params, inputs, job.priority, listener.note, listener.note_audio, end)
         self._host.submit(call)
-        self._calls += 1
         try:
             while not listener.ended:
                 await listener.hear()
@@ -206,7 +206,6 @@ class Generator:
             rest = await self._in_thread(partial(file.finish, listener.audio))
             yield self._rendered(finished, file, rest, spec)
         finally:
-            self._calls -= 1
             self._host.abort(call)
 
     async def load(self, spec: ModelSpec) -> None:
@@ -238,7 +237,7 @@ class Generator:
     async def _pause(self, urgent: asyncio.Event) -> None:
         """Until the next progress may be told, or there is audio, or the end."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(max(PROGRESS_INTERVAL_S, self._calls / self._progress_per_s)):
+            async with asyncio.timeout(max(PROGRESS_INTERVAL_S, len(self._calls) / self._progress_per_s)):
                 await urgent.wait()
 
     def _rendered(self, finished: Finished, file: _SongFile, rest: ByteArray, spec: ModelSpec) -> Rendered:
@@ -257,11 +256,22 @@ class Generator:
             await asyncio.sleep(REPORT_INTERVAL_S)
 
     async def _report(self) -> None:
+        """Say what is loaded and which calls run, and end the calls that the JobManager does not know.
+
+        Serve may lose a cancel, and a JobManager that died cancels nothing.
+        """
+        state = self._host.describe(self._replica_id, self._gpu_ids)
         try:
             async with asyncio.timeout(REPORT_TIMEOUT_S):
-                await self._job_manager.report.remote(self._host.describe(self._replica_id, self._gpu_ids))
+                unknown: tuple[str, ...] = await self._job_manager.report.remote(state, tuple(self._calls))
         except (RayError, RayServeException, TimeoutError) as error:
             logger.debug("the job manager does not listen: %s", error)
+            return
+        for call_id in unknown:
+            unwanted = self._calls.get(call_id)
+            if unwanted is not None and not unwanted.done():
+                logger.info("%s is aborted: the job manager does not know it", call_id)
+                unwanted.set_result(None)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._files, work)

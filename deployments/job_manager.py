@@ -259,10 +259,15 @@ class JobManager:
             raise ModelUnavailableError("the text encoder is starting or could not be loaded") from error
         return reading
 
-    async def report(self, state: ReplicaState) -> None:
-        """Called by every Generator replica once a second."""
+    async def report(self, state: ReplicaState, calls: tuple[str, ...] = ()) -> tuple[str, ...]:
+        """Return those of a Generator's calls that nobody waits for. Called by every replica once a second."""
         self._fleet.note(state)
         self._start_jobs()
+        if self._store.is_deposed:
+            return ()  # they may be those of the JobManager that owns the store
+        songs = (song for job in self._jobs.values() for song in job.songs)
+        wanted = {song.call_id for song in songs if song.response is not None}
+        return tuple(call_id for call_id in calls if call_id not in wanted)
 
     async def loras(self) -> tuple[LoraInfo, ...]:
         """The registered adapters, from memory."""

@@ -27,6 +27,7 @@ class LiveSong:
         self.progress: Progress | None = None
         self._first_step: tuple[float, int] | None = None  # when diffusion was first heard of, and how far it was
         self.response: DeploymentResponseGenerator[Any] | None = None  # the Generator's call, while there is one
+        self.call_id = ""  # of that call
         self.audio = GrowingAudio()
         self.result: SongResult | None = None  # once its files are on the disk
 

@@ -97,13 +97,17 @@ def request_of_song(request_json: dict[str, Any], song: GenerationParams) -> dic
 
 @dataclass(frozen=True)
 class RenderJob:
-    """What a Generator needs for one song beside the conditioning and the source."""
+    """What a Generator needs for one song beside the conditioning and the source.
+
+    `call_id` names this attempt alone: an earlier one may still be on its way out.
+    """
 
     request_id: str
     params: GenerationParams
     audio_format: AudioFormat
     tags: dict[str, str]
     priority: int = 5
+    call_id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
 
 @dataclass(frozen=True)

@@ -245,6 +245,7 @@ class Runner:
         tags = _tags(row, song.params, spec.name)
         render_job = RenderJob(row.request_id, song.params, row.audio_format, tags, row.priority)
         song.audio.begin()
+        song.call_id = render_job.call_id
         song.response = self._generator_for(song.params).remote(spec, render_job, source, *encodings)
         try:
             rendered = await self._follow(job, song, song.response)
@@ -312,6 +313,8 @@ class Runner:
             if lease.has_stalled(clock_now()):
                 raise _Failed(timed_out(self._lease_terms.stall_s)) from None
             raise _Lost("its lease lapsed") from None
+        if rendered is None and not job.is_over():
+            raise _Lost("its call ended without the song")
         return rendered
 
     def _note_progress(self, job: LiveJob, song: LiveSong, progress: Progress) -> None:

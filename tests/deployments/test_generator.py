@@ -2,12 +2,15 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pytest
+from ray.serve.exceptions import RequestCancelledError
 
 from acestep_engine.audio import AudioLimits
 from acestep_engine.checkpoint import NANO_PATH
@@ -15,7 +18,8 @@ from acestep_engine.conditioning import Conditioning
 from acestep_engine.params import AdapterLimits, GenerationParams, ModelSpec, Progress
 from deployments.engine_host import EngineHost
 from deployments.generator import FILE_THREADS, Generator
-from deployments.messages import Heartbeat, Rendered, RenderJob
+from deployments.messages import Heartbeat, Rendered, RenderJob, ReplicaState
+from tests.deployments.house import House, Message, sing, until
 
 SPEC = ModelSpec("nano", str(NANO_PATH))
 SONG = GenerationParams("", "", 1.0, seed=1, steps=2, guidance_scale=1.0)
@@ -27,11 +31,10 @@ class ReportsOnly:
 
     def __init__(self) -> None:
         self.report = self
-        self.reports: list[tuple[Any, ...]] = []
+        self.answers: Callable[..., Awaitable[tuple[str, ...]]] | None = None
 
     async def remote(self, *report: Any) -> tuple[str, ...]:
-        self.reports.append(report)
-        return ()
+        return () if self.answers is None else await self.answers(*report)
 
 
 class Replica(Generator):
@@ -119,3 +122,87 @@ async def test_a_call_that_is_cancelled_before_it_reached_the_engine_never_reach
     await asyncio.gather(listening, return_exceptions=True)
     await asyncio.sleep(0.5)
     assert submitted == []
+
+
+class LossyResponse:
+    """As Serve's response of a call, whose cancel never arrives."""
+
+    def __init__(self, messages: AsyncIterator[Any]) -> None:
+        self._messages = messages
+        self._queue: asyncio.Queue[Any] = asyncio.Queue()
+        self._pumping = asyncio.create_task(self._pump())
+
+    async def _pump(self) -> None:
+        async for message in self._messages:
+            self._queue.put_nowait(message)
+        self._queue.put_nowait(StopAsyncIteration())
+
+    def cancel(self) -> None:
+        self._queue.put_nowait(RequestCancelledError())
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Any:
+        message = await self._queue.get()
+        if isinstance(message, Exception):
+            raise message
+        return message
+
+
+class LossyHandle:
+    """As the handle of a real Generator."""
+
+    def __init__(self, generator: Generator) -> None:
+        self._generator = generator
+
+    def options(self, **options: object) -> Self:
+        return self
+
+    def remote(self, spec: ModelSpec, job: RenderJob, source: Any, *encodings: object) -> LossyResponse:
+        return LossyResponse(self._generator.generate(spec, job, source, conditioning()))
+
+
+async def test_what_a_replica_runs_and_nobody_wants_is_aborted_although_every_cancel_is_lost(
+    generator: Generator, job_manager: ReportsOnly, tmp_path: Path
+) -> None:
+    house = House(tmp_path)
+    house.generator = LossyHandle(generator)  # type: ignore[assignment]
+    await house.open(songs_per_size=8, queue_size=50)
+    long = replace(SONG, steps=200, duration_s=30.0)
+    wanted = await house.submit(songs=(replace(SONG, duration_s=1.0, steps=30),))
+
+    async def submit_and_cancel(delay_s: float) -> None:
+        request_id = await house.submit(songs=(long,))
+        await asyncio.sleep(delay_s)
+        await house.manager.cancel(request_id)
+
+    await asyncio.gather(*(submit_and_cancel(number / 20) for number in range(8)))
+    assert len(generator._calls) > 1
+    job_manager.answers = house.manager.report
+    await generator._report()
+
+    async def idle() -> bool:
+        return not generator._calls and not generator._host._running
+
+    await until(idle)
+    assert (await house.end_of(wanted)).outcome == "completed"
+    await house.close()
+
+
+async def test_a_call_that_ends_without_its_song_is_made_again(house: House) -> None:
+    async def end_early_once(job: RenderJob) -> AsyncIterator[Message]:
+        yield Progress("encoding")
+        if len(house.generator.started) > 1:
+            async for message in sing(job):
+                yield message
+
+    house.generator.script = end_early_once
+    view = await house.end_of(await house.submit())
+    assert (view.outcome, len(house.generator.started)) == ("completed", 2)
+
+
+async def test_a_deposed_job_manager_calls_no_song_unwanted(house: House) -> None:
+    assert await house.manager.report(ReplicaState("r1", "nano", "cpu"), ("a", "b")) == ("a", "b")
+    house.manager._store.depose()
+    assert await house.manager.report(ReplicaState("r1", "nano", "cpu"), ("a", "b")) == ()
