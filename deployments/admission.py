@@ -7,8 +7,19 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from safetensors import SafetensorError
+
 from deployments.live_jobs import LiveJob
-from deployments.messages import KeyConflictError, QueueFullError, Source, StorageError, Submission
+from deployments.messages import (
+    EarlierSong,
+    KeyConflictError,
+    QueueFullError,
+    Source,
+    SourceGoneError,
+    SourceOfOtherModelError,
+    StorageError,
+    Submission,
+)
 from deployments.results import JobFiles, source_name
 from deployments.store.protocol import Callback, JobRow, JobStore
 
@@ -16,7 +27,8 @@ from deployments.store.protocol import Callback, JobRow, JobStore
 class Admission:
     """Takes submissions in, so that each is on the disk before anybody hears that it was accepted.
 
-    `find_live` answers the job of an id that has not ended; `take_up` is given every new row, once, when it is durable.
+    `understands` answers as Fleet's. `find_live` answers the job of an id that has not ended; `take_up` is given every
+    new row, once, when it is durable.
     """
 
     def __init__(
@@ -26,6 +38,7 @@ class Admission:
         queue_size: int,
         waiting: Callable[[], int],
         wait_s: Callable[[], float],
+        understands: Callable[[str, str], bool],
         find_live: Callable[[str], LiveJob | None],
         take_up: Callable[[JobRow], LiveJob],
     ) -> None:
@@ -34,6 +47,7 @@ class Admission:
         self._queue_size = queue_size
         self._waiting = waiting
         self._wait_s = wait_s
+        self._understands = understands
         self._find_live = find_live
         self._take_up = take_up
         self._entering = 0  # submissions that are being accepted
@@ -47,7 +61,7 @@ class Admission:
     async def accept(self, submission: Submission) -> LiveJob:
         """Return the job of a submission: a new one, or the one that an earlier call with the same key made.
 
-        Raises KeyConflictError, QueueFullError, SourceGoneError, StorageError.
+        Raises KeyConflictError, QueueFullError, SourceGoneError, SourceOfOtherModelError, StorageError.
         """
         waiting = self._waiting() + self._entering
         if waiting >= self._queue_size:
@@ -115,9 +129,23 @@ class Admission:
 
     async def _keep_source(self, source: Source) -> str:
         try:
-            return await asyncio.to_thread(self._files.keep_source, source)
+            name = await asyncio.to_thread(self._files.keep_source, source)
         except OSError as error:
             raise StorageError(f"the uploaded audio cannot be kept: {error.strerror}") from error
+        if isinstance(source, EarlierSong):
+            await self._check_latents(source, name)
+        return name
+
+    async def _check_latents(self, source: EarlierSong, name: str) -> None:
+        """Raises SourceGoneError, SourceOfOtherModelError."""
+        try:
+            latent_space = await asyncio.to_thread(self._files.latent_space, name)
+        except (OSError, SafetensorError):
+            raise SourceGoneError(f"song {source.index} of {source.request_id}") from None
+        row = None if latent_space else await self._store.get(source.request_id)
+        made_by = row.results[source.index].model if row is not None and row.results else ""
+        if not self._understands(latent_space, made_by):
+            raise SourceOfOtherModelError(f"song {source.index} of {source.request_id}")
 
 
 def _row_of(submission: Submission, request_id: str, source: str | None) -> JobRow:

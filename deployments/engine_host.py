@@ -24,7 +24,8 @@ from acestep_engine.params import AdapterLimits, GenerationParams, ModelSpec, Pr
 from acestep_engine.requests import Decoded, Failed, Finished, Inputs, Moved
 from deployments.adapter_queue import AdapterQueue
 from deployments.cpus import available_cpus
-from deployments.failures import GpuMemoryError, SharedStepError
+from deployments.failures import GpuMemoryError, LatentSpaceError, SharedStepError
+from deployments.latent_space import latent_space_of
 from deployments.messages import ReplicaState
 
 logger = logging.getLogger("ray.serve")
@@ -42,6 +43,8 @@ class Call:
     on_progress: Callable[[Progress], None]
     on_audio: Callable[[Decoded], None]
     end: "Future[Finished]"
+    latent_space: str = ""  # that its source latents lie in, if they say so
+    made_in: str = ""  # the space of its own latents, once it has begun: another model may be there at its end
 
 
 @dataclass(eq=False)
@@ -72,6 +75,7 @@ class EngineHost:
         self._adapter_limits = adapter_limits
         self._on_gpu_lost = on_gpu_lost
         self._engine: Engine | None = None
+        self._latent_space = ""  # of its model
         self._running: dict[str, Call] = {}  # in the engine
         self._wake = threading.Condition()
         self._without_adapter: AdapterQueue[Call] = AdapterQueue(self._notify)
@@ -120,7 +124,7 @@ class EngineHost:
             return ReplicaState(replica_id, model="", device="", gpu_ids=gpu_ids)
         precision = str(engine.dtype).removeprefix("torch.")
         device, adapters = describe_device(engine.device), engine.adapters.digests
-        return ReplicaState(replica_id, engine.spec.name, device, gpu_ids, precision, adapters)
+        return ReplicaState(replica_id, engine.spec.name, device, gpu_ids, precision, adapters, self._latent_space)
 
     def _work(self) -> None:
         # Ray sets OMP_NUM_THREADS to 1 in its actors. With lanes, it is they that compute.
@@ -206,7 +210,13 @@ class EngineHost:
         if not call.end.set_running_or_notify_cancel():
             return
         try:
-            self._engine_for(call.spec).add(call.call_id, call.params, call.inputs, call.priority)
+            engine = self._engine_for(call.spec)
+            if call.latent_space not in ("", self._latent_space):
+                raise LatentSpaceError(
+                    "the song to begin from was made by another model, which this one does not understand"
+                )
+            call.made_in = self._latent_space
+            engine.add(call.call_id, call.params, call.inputs, call.priority)
         except Exception as error:  # noqa: BLE001  as above
             call.end.set_exception(self._judge(error))
         else:
@@ -260,6 +270,7 @@ class EngineHost:
             free_memory()  # two models at once may not fit
             ensure_checkpoint(Path(spec.path), download=spec.path == self._download_to)
             started = time.perf_counter()
+            self._latent_space = latent_space_of(Path(spec.path))
             lanes, limits = self._lanes(), self._adapter_limits
             self._engine = lanes.call(lambda: Engine.load(spec, self._device, adapter_limits=limits, lanes=lanes))
             logger.info(

@@ -23,9 +23,13 @@ class RenderError(Exception):
     """A Generator could not make this song for a reason of its own.
 
     RenderError
+    ├── LatentSpaceError     the latents that the song was to begin from were made by another model
     ├── GpuMemoryError       the song does not fit the memory, not even alone and after freeing all that can be freed
     └── SharedStepError      a step that it shared with other songs failed; another attempt may do better
     """
+
+
+class LatentSpaceError(RenderError): ...
 
 
 class GpuMemoryError(RenderError): ...
@@ -89,6 +93,8 @@ def explain(cause: BaseException) -> Failure | None:
             return Failure("adapter_changed", str(cause))
         case AdapterError():
             return Failure("adapter_unusable", str(cause))
+        case LatentSpaceError():
+            return Failure("source_of_other_model", str(cause))
         case GpuMemoryError():
             return Failure("out_of_memory", str(cause))
         case EngineError():

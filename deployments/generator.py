@@ -28,7 +28,7 @@ from deployments.heartbeats import with_heartbeats
 from deployments.messages import JOB_MANAGER, ByteArray, Heartbeat, Rendered, RenderJob, is_latents
 
 if TYPE_CHECKING:  # they take seconds to import, and only the replica needs them
-    from deployments.engine_host import EngineHost
+    from deployments.engine_host import Call, EngineHost
 
 # Each message wakes two processes, which on a CPU interrupt the engine.
 PROGRESS_INTERVAL_S = 0.25  # of one call, as long as there are few
@@ -192,7 +192,17 @@ class Generator:
         listener, file, end = _Listener(), _SongFile(job), Future[Finished]()
         end.add_done_callback(listener.note_end)
         inputs = Inputs(conditioning, target, begun_from)
-        call = Call(job.call_id, spec, job.params, inputs, job.priority, listener.note, listener.note_audio, end)
+        call = Call(
+            job.call_id,
+            spec,
+            job.params,
+            inputs,
+            job.priority,
+            listener.note,
+            listener.note_audio,
+            end,
+            job.latent_space,
+        )
         self._host.submit(call)
         try:
             while not listener.ended:
@@ -204,7 +214,7 @@ class Generator:
                     await self._pause(listener.urgent)
             finished = end.result()
             rest = await self._in_thread(partial(file.finish, listener.audio))
-            yield self._rendered(finished, file, rest, spec)
+            yield self._rendered(finished, file, rest, call)
         finally:
             self._host.abort(call)
 
@@ -240,14 +250,15 @@ class Generator:
             async with asyncio.timeout(max(PROGRESS_INTERVAL_S, len(self._calls) / self._progress_per_s)):
                 await urgent.wait()
 
-    def _rendered(self, finished: Finished, file: _SongFile, rest: ByteArray, spec: ModelSpec) -> Rendered:
+    def _rendered(self, finished: Finished, file: _SongFile, rest: ByteArray, call: "Call") -> Rendered:
         return Rendered(
             rest=rest,
             latents=finished.latents,
             duration_s=file.samples / OUTPUT_SAMPLE_RATE_HZ,
             timings=dataclasses.replace(finished.timings, write_s=file.write_s),
-            model=spec.name,
+            model=call.spec.name,
             device=self._host.describe(self._replica_id, self._gpu_ids).device,
+            latent_space=call.made_in,
         )
 
     async def _report_again_and_again(self) -> None:

@@ -119,6 +119,7 @@ class JobManager:
             config.queue_size,
             waiting=lambda: len(self._waiting),
             wait_s=lambda: self._runner.pace.wait_s(1),
+            understands=self._fleet.understands,
             find_live=self._jobs.get,
             take_up=self._take_up,
         )
@@ -138,7 +139,7 @@ class JobManager:
     async def submit(self, submission: Submission) -> JobView:
         """Accept a job; it is on the disk when this returns. With the key of an earlier call, answers that call's job.
 
-        Raises KeyConflictError, QueueFullError, SourceGoneError, StorageError.
+        Raises KeyConflictError, QueueFullError, SourceGoneError, SourceOfOtherModelError, StorageError.
         """
         return self._view(await self._accept(submission))
 

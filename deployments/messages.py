@@ -107,6 +107,7 @@ class RenderJob:
     audio_format: AudioFormat
     tags: dict[str, str]
     priority: int = 5
+    latent_space: str = ""  # that its source latents lie in, if they say so
     call_id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
 
@@ -127,6 +128,7 @@ class Rendered:
     timings: Timings
     model: str
     device: str
+    latent_space: str = ""  # that its latents lie in
 
 
 @dataclass(frozen=True)
@@ -280,6 +282,7 @@ class ReplicaState:
     gpu_ids: tuple[str, ...] = ()
     precision: str = ""
     adapters: tuple[str, ...] = ()  # the digests of those on its device
+    latent_space: str = ""  # of the model's latents
 
 
 @dataclass(frozen=True)
@@ -317,6 +320,7 @@ class ServiceError(Exception):
     ├── JobNotEndedError      its result was asked for too early
     ├── JobFailedError        its result was asked for, and there is none
     ├── JobEndedError         it cannot be cancelled any more
+    ├── SourceOfOtherModelError  the latents that a song was to begin from mean nothing to the current model
     ├── SourceGoneError       what a song was to begin from is unknown or no longer kept
     ├── QueueFullError
     ├── KeyConflictError      its key belongs to a job that was asked for in other words
@@ -361,6 +365,9 @@ class JobEndedError(JobStateError): ...
 
 
 class SourceGoneError(ServiceError): ...
+
+
+class SourceOfOtherModelError(ServiceError): ...
 
 
 class QueueFullError(ServiceError):

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from safetensors import safe_open
 from safetensors.numpy import load_file, save
 
 from acestep_engine.params import AudioFormat
@@ -32,6 +33,7 @@ from deployments.messages import (
 from deployments.store.protocol import JobRow
 
 LATENTS_SUFFIX = ".safetensors"
+LATENT_SPACE = "latent_space"  # what the files of latents call it; older ones say nothing
 
 
 @dataclass(frozen=True)
@@ -118,13 +120,23 @@ class JobFiles:
             return latents
         return np.fromfile(path, dtype=np.uint8)
 
+    def latent_space(self, name: str) -> str:
+        """Return the id of the space that a source's latents lie in; empty for audio, and for latents without one.
+
+        Raises FileNotFoundError, SafetensorError.
+        """
+        if not name.endswith(LATENTS_SUFFIX):
+            return ""
+        with safe_open(self._state / name, framework="numpy") as file:
+            return str((file.metadata() or {}).get(LATENT_SPACE, ""))
+
     def read_upload(self, digest: str) -> ByteArray:
         """Raises FileNotFoundError."""
         return np.fromfile(self._state / upload_name(digest), dtype=np.uint8)
 
-    def write_latents(self, request_id: str, index: int, latents: Latents) -> None:
-        """Keep the latents of a song. They are on the disk when this returns."""
-        content = save({"latents": np.ascontiguousarray(latents)})
+    def write_latents(self, request_id: str, index: int, latents: Latents, latent_space: str = "") -> None:
+        """Keep the latents of a song, with the space that they lie in. They are on the disk when this returns."""
+        content = save({"latents": np.ascontiguousarray(latents)}, {LATENT_SPACE: latent_space})
         _write(self._state / source_name(EarlierSong(request_id, index)), content)
         self.kept_bytes += len(content)
 

@@ -234,7 +234,7 @@ class Runner:
 
     async def _render(self, job: LiveJob, song: LiveSong) -> Rendered | None:
         """What a Generator made, or None if the job is over. Raises _Lost, _Failed."""
-        source = await self._read_source(job.row)
+        source, latent_space = await self._read_source(job.row)
         if job.is_over():
             return None
         spec, row = self._fleet.spec, job.row
@@ -243,7 +243,7 @@ class Runner:
         if not await self._count_attempt(job, song):
             return None
         tags = _tags(row, song.params, spec.name)
-        render_job = RenderJob(row.request_id, song.params, row.audio_format, tags, row.priority)
+        render_job = RenderJob(row.request_id, song.params, row.audio_format, tags, row.priority, latent_space)
         song.audio.begin()
         song.call_id = render_job.call_id
         song.response = self._generator_for(song.params).remote(spec, render_job, source, *encodings)
@@ -268,12 +268,13 @@ class Runner:
         adapter = song.active_adapter
         return self._generator if adapter is None else self._generator.options(multiplexed_model_id=adapter.digest)
 
-    async def _read_source(self, row: JobRow) -> ByteArray | Latents | None:
-        """Raises _Failed."""
+    async def _read_source(self, row: JobRow) -> tuple[ByteArray | Latents | None, str]:
+        """Return what a job begins from, and the space of its latents if they say so. Raises _Failed."""
         if row.source is None:
-            return None
+            return None, ""
         try:
-            return await asyncio.to_thread(self._files.read_source, row.source)
+            latent_space = await asyncio.to_thread(self._files.latent_space, row.source)
+            return await asyncio.to_thread(self._files.read_source, row.source), latent_space
         except (OSError, SafetensorError):
             raise _Failed(SOURCE_LOST) from None
 
@@ -329,7 +330,9 @@ class Runner:
         try:
             await _all_ended(
                 asyncio.to_thread(self._files.write_audio, row.request_id, song.index, row.audio_format, audio),
-                asyncio.to_thread(self._files.write_latents, row.request_id, song.index, rendered.latents),
+                asyncio.to_thread(
+                    self._files.write_latents, row.request_id, song.index, rendered.latents, rendered.latent_space
+                ),
             )
         except OSError:
             logger.exception("%s cannot be written", row.request_id)

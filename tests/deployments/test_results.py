@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from acestep_engine.params import AudioFormat
 from deployments.messages import EarlierSong, SongResult, SourceGoneError, Upload
@@ -44,6 +45,16 @@ def test_each_song_of_a_job_is_read_back_and_its_latents_are_a_source(files: Job
         write_song(files, "a", index)
     assert files.read_audio("a", 1, "wav").tobytes() == AUDIO.tobytes()
     assert np.array_equal(files.read_source(files.keep_source(EarlierSong("a", 1))), LATENTS)
+
+
+def test_latents_say_in_which_space_they_lie_and_those_of_earlier_versions_say_nothing(
+    files: JobFiles, tmp_path: Path
+) -> None:
+    files.write_latents("a", 0, LATENTS, "ab12")
+    save_file({"latents": LATENTS}, tmp_path / "state/latents/b_0.safetensors")
+    spaces = [files.latent_space(files.keep_source(EarlierSong(name))) for name in "ab"]
+    assert spaces == ["ab12", ""]
+    assert np.array_equal(files.read_source(files.keep_source(EarlierSong("a"))), LATENTS)
 
 
 def test_the_latents_of_a_song_that_is_not_there_are_no_source(files: JobFiles) -> None:

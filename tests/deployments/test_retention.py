@@ -121,6 +121,7 @@ async def a_round(house: House) -> tuple[int, int, int, int]:
         await house.end_of(request_id)
     house.generator.started.clear()
     house.generator.sources.clear()
+    house.generator.jobs.clear()
     house.generator.encodings.clear()
     await house.manager._retention.clean_up(time.time() + house.config.retention.row_ttl_s + 1)
     rows = sum((await house.manager.queue_status()).status_counts.values())
