@@ -8,9 +8,10 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -55,6 +56,29 @@ class _Load:
     loaded: "Future[None]"
 
 
+class _TimedLanes(Lanes[Unit]):
+    """Lanes that know since when each of their works runs."""
+
+    def __init__(self, most: int = 1, cores: int = 1) -> None:
+        super().__init__(most, cores)
+        self._since: dict[object, float] = {}
+
+    def start(self, works: Sequence[Callable[[], Unit]]) -> None:
+        super().start([partial(self._timed, work) for work in works])
+
+    def _timed(self, work: Callable[[], Unit]) -> Unit:
+        key = object()
+        self._since[key] = time.monotonic()
+        try:
+            return work()
+        finally:
+            del self._since[key]
+
+    def since(self) -> list[float]:
+        """Return since when each work runs. From any thread."""
+        return list(self._since.values())
+
+
 class EngineHost:
     """`device` None is the GPU if the replica has one. `download_to` may be filled from the published place.
 
@@ -83,6 +107,8 @@ class EngineHost:
         self._aborted: set[str] = set()
         self._closed = False
         self.steps = 0  # that the engine has done
+        self._lanes_in_use: _TimedLanes | None = None
+        self._working_since: float | None = None  # None while it waits, or loads a model, however long that takes
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
 
@@ -117,6 +143,18 @@ class EngineHost:
             self._closed = True
             self._wake.notify()
 
+    def busy_for_s(self) -> float:
+        """Return how long the longest step takes already that is being done; 0 without any. From any thread."""
+        lanes, working_since = self._lanes_in_use, self._working_since
+        since = [] if lanes is None else lanes.since()
+        since += [] if working_since is None else [working_since]
+        return time.monotonic() - min(since) if since else 0.0
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether the engine's thread has ended although nobody closed it."""
+        return not self._closed and not self._thread.is_alive()
+
     def describe(self, replica_id: str, gpu_ids: tuple[str, ...]) -> ReplicaState:
         """What is loaded, and where; an empty model is none. From any thread."""
         engine = self._engine
@@ -131,12 +169,14 @@ class EngineHost:
         torch.set_num_threads(1 if self._lanes().most > 1 else available_cpus())
         keep_freed_memory()
         while self._wait_for_work():
+            self._working_since = time.monotonic()
             self._drop_aborted()
             self._begin()
             if self._engine is not None:
                 self._without_adapter.advance(self._engine.adapters, self._add, self._fail)
             if self._running:
                 self._step()
+            self._working_since = None
         self._without_adapter.close()
 
     def _wait_for_work(self) -> bool:
@@ -251,8 +291,8 @@ class EngineHost:
                     del self._running[event.request_id]
                     call.end.set_exception(self._judge(event.error))
 
-    def _lanes(self) -> Lanes[Unit]:
-        return Lanes.for_device(pick_device(self._device), available_cpus())
+    def _lanes(self) -> _TimedLanes:
+        return _TimedLanes.for_device(pick_device(self._device), available_cpus())
 
     def _judge(self, error: BaseException) -> BaseException:
         """What to tell the caller."""
@@ -265,6 +305,7 @@ class EngineHost:
 
     def _engine_for(self, spec: ModelSpec) -> Engine:
         if self._engine is None or self._engine.spec != spec:
+            self._working_since = None
             self._engine = None
             gc.collect()
             free_memory()  # two models at once may not fit
@@ -272,10 +313,12 @@ class EngineHost:
             started = time.perf_counter()
             self._latent_space = latent_space_of(Path(spec.path))
             lanes, limits = self._lanes(), self._adapter_limits
+            self._lanes_in_use = lanes
             self._engine = lanes.call(lambda: Engine.load(spec, self._device, adapter_limits=limits, lanes=lanes))
             logger.info(
                 "loaded %s from %s on %s in %.1f s; up to %d tokens share a forward",
                 *(spec.name, spec.path, self._engine.device),
                 *(time.perf_counter() - started, self._engine.calibration.max_tokens),
             )
+            self._working_since = time.monotonic()
         return self._engine

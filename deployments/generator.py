@@ -2,8 +2,10 @@
 
 import asyncio
 import dataclasses
+import faulthandler
 import logging
 import os
+import sys
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
@@ -128,8 +130,11 @@ class Generator:
         limits: AudioLimits,
         download_to: str | None,
         adapter_limits: AdapterLimits,
+        hangs_after_s: float,
     ) -> None:
         """Returns once the model is in memory; `download_to` is the folder that may be filled from the published place.
+
+        The replica ends when a step of its engine takes longer than `hangs_after_s`.
 
         Raises CheckpointError if it cannot be loaded.
         """
@@ -138,6 +143,7 @@ class Generator:
         self._replica_id = context.replica_id.unique_id
         self._gpu_ids = tuple(ray.get_runtime_context().get_accelerator_ids().get("GPU", ()))
         self._limits = limits
+        self._hangs_after_s = hangs_after_s
         self._progress_per_s = GPU_PROGRESS_PER_S if use_gpu else CPU_PROGRESS_PER_S
         self._calls: dict[str, asyncio.Future[None]] = {}  # that run now: done when nobody wants one any more
         self._files = ThreadPoolExecutor(max_workers=FILE_THREADS, thread_name_prefix="audio-files")
@@ -227,6 +233,21 @@ class Generator:
             await asyncio.wrap_future(self._host.load(spec))
         finally:
             await self._report()
+
+    async def check_health(self) -> None:
+        """End the process when a step takes far too long or the engine's thread has ended. Serve calls it each second.
+
+        Serve then starts another replica, and the songs are made there. An exception alone would not do: Serve lets an
+        unhealthy replica finish its songs first, which never end.
+        """
+        busy_for_s = self._host.busy_for_s()
+        if busy_for_s <= self._hangs_after_s and not self._host.is_dead:
+            return
+        what = "has ended" if self._host.is_dead else f"has been at one step for {busy_for_s:.0f} s"
+        logger.error("this replica ends, because its engine's thread %s", what)
+        if sys.__stderr__ is not None:
+            faulthandler.dump_traceback(sys.__stderr__)  # where it hangs
+        _end_process()
 
     def __del__(self) -> None:
         if hasattr(self, "_reporting"):

@@ -1,6 +1,7 @@
 """A Generator with the nano model, without Serve around it."""
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import replace
@@ -15,14 +16,17 @@ from ray.serve.exceptions import RequestCancelledError
 from acestep_engine.audio import AudioLimits
 from acestep_engine.checkpoint import NANO_PATH
 from acestep_engine.conditioning import Conditioning
+from acestep_engine.engine import Engine
 from acestep_engine.params import AdapterLimits, GenerationParams, ModelSpec, Progress
 from deployments.engine_host import EngineHost
 from deployments.generator import FILE_THREADS, Generator
+from deployments.lease import hangs_after_s
 from deployments.messages import Heartbeat, Rendered, RenderJob, ReplicaState
-from tests.deployments.house import House, Message, sing, until
+from tests.deployments.house import House, Message, sing
 
 SPEC = ModelSpec("nano", str(NANO_PATH))
 SONG = GenerationParams("", "", 1.0, seed=1, steps=2, guidance_scale=1.0)
+HANGS_AFTER_S = 5.0
 LIMITS = AudioLimits(max_duration_s=600.0, max_channels=8, min_rate_hz=8_000, max_rate_hz=192_000)
 
 
@@ -67,7 +71,7 @@ async def generator(
     monkeypatch.setattr("deployments.generator._make_host", lambda *options: host)
     monkeypatch.setattr("deployments.generator.ray.get_runtime_context", lambda: runtime)
     generator = Replica.__new__(Replica)  # as Serve does: the constructor is a coroutine
-    starting: Any = Generator.__init__(generator, SPEC, False, LIMITS, None, AdapterLimits(most=2))
+    starting: Any = Generator.__init__(generator, SPEC, False, LIMITS, None, AdapterLimits(most=2), HANGS_AFTER_S)
     await starting
     yield generator
     generator._reporting.cancel()
@@ -122,6 +126,45 @@ async def test_a_call_that_is_cancelled_before_it_reached_the_engine_never_reach
     await asyncio.gather(listening, return_exceptions=True)
     await asyncio.sleep(0.5)
     assert submitted == []
+
+
+async def test_a_replica_whose_engine_hangs_in_a_step_ends_and_one_that_waits_stays(
+    generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hangs, released = threading.Event(), threading.Event()
+    ends: list[bool] = []
+    monkeypatch.setattr("deployments.generator._end_process", lambda: ends.append(True))
+    forward = Engine._forward
+
+    def hang(engine: Engine, requests: Any) -> Any:
+        hangs.set()
+        released.wait()
+        return forward(engine, requests)
+
+    await generator.check_health()
+    monkeypatch.setattr(Engine, "_forward", hang)
+
+    async def listen() -> None:
+        async for _ in generator.generate(SPEC, job(), None, conditioning()):
+            pass
+
+    listening = asyncio.create_task(listen())
+    await asyncio.to_thread(hangs.wait)
+    await generator.check_health()
+    assert ends == []
+    generator._hangs_after_s = 0.2
+    await asyncio.sleep(0.3)
+    await generator.check_health()
+    assert ends == [True]
+    released.set()
+    await listening
+    await asyncio.sleep(0.5)
+    await generator.check_health()
+    assert ends == [True]
+
+
+def test_a_hanging_engine_is_noticed_before_its_songs_time_out_and_a_slow_one_is_left_alone() -> None:
+    assert [hangs_after_s(stall_s) for stall_s in (600.0, 60.0, 20.0)] == [570.0, 30.0, 10.0]
 
 
 class LossyResponse:
@@ -182,10 +225,9 @@ async def test_what_a_replica_runs_and_nobody_wants_is_aborted_although_every_ca
     job_manager.answers = house.manager.report
     await generator._report()
 
-    async def idle() -> bool:
-        return not generator._calls and not generator._host._running
-
-    await until(idle)
+    async with asyncio.timeout(60):
+        while generator._calls or generator._host._running:  # noqa: ASYNC110  in another thread
+            await asyncio.sleep(0.05)
     assert (await house.end_of(wanted)).outcome == "completed"
     await house.close()
 
