@@ -28,7 +28,9 @@ from deployments.failures import (
     cause_of,
     explain,
     gave_up,
+    is_memory_kill,
     is_replica_loss,
+    killed_for_memory,
     timed_out,
 )
 from deployments.fleet import Fleet
@@ -41,6 +43,8 @@ from deployments.store.patience import until_stored
 from deployments.store.protocol import Ending, JobRow, JobStore, StoreDeposedError, StoreFormatError
 
 MAX_ATTEMPTS = 3
+MAX_MEMORY_KILLS = 10  # of one song's replicas that do not count as attempts
+MEMORY_PAUSE_S = 5.0  # for the memory to be given back
 RETRY_PAUSE_S = 0.5  # for Serve to notice that the replica is gone
 
 logger = logging.getLogger("ray.serve")
@@ -48,6 +52,10 @@ logger = logging.getLogger("ray.serve")
 
 class _Lost(Exception):
     """The replica that ran an attempt is gone."""
+
+
+class _KilledForMemory(_Lost):
+    """The machine had no memory left, perhaps through no fault of the song."""
 
 
 class _Failed(Exception):
@@ -214,8 +222,10 @@ class Runner:
         """Until the song's files are on the disk, or the job is over. Raises _Failed.
 
         A replica that dies takes all its songs along, whichever of them it died of. Last attempts run one at a time, so
-        that two songs which may be the cause never use up each other's.
+        that two songs which may be the cause never use up each other's. One that is killed because its machine has no
+        memory left uses up no attempt: whatever took the memory, it is often another program. That is bounded too.
         """
+        memory_kills = 0
         while song.attempts < MAX_ATTEMPTS:
             is_last = song.attempts + 1 == MAX_ATTEMPTS
             try:
@@ -224,6 +234,17 @@ class Runner:
                 if rendered is not None:
                     await self._publish(job, song, rendered)
                 return
+            except _KilledForMemory as error:
+                memory_kills += 1
+                logger.warning("%s lost its replica, which was killed for memory: %s", job.row.request_id, error)
+                if memory_kills > MAX_MEMORY_KILLS and not job.is_over():
+                    raise _Failed(killed_for_memory(memory_kills)) from None
+                song.attempts -= 1
+                with suppress(StorageError):  # the JobManager may be killed next
+                    await self._store.set_attempts(job.row.request_id, _attempts(job))
+                song.note(None)
+                self._encodings.forget()
+                await asyncio.sleep(MEMORY_PAUSE_S)
             except _Lost as error:
                 logger.warning("%s lost its replica in attempt %d: %s", job.row.request_id, song.attempts, error)
                 song.note(None)
@@ -385,6 +406,8 @@ def _attempts(job: LiveJob) -> int:
 def _judge(request_id: str, error: Exception) -> _Lost | _Failed:
     """Whether to try again, or what to tell the client."""
     cause = cause_of(error)
+    if is_memory_kill(cause):
+        return _KilledForMemory(type(cause).__name__)
     if is_replica_loss(cause):
         return _Lost(type(cause).__name__)
     failure = explain(cause)
