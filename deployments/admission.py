@@ -4,7 +4,7 @@ import asyncio
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
 from safetensors import SafetensorError
@@ -27,8 +27,8 @@ from deployments.store.protocol import Callback, JobRow, JobStore
 class Admission:
     """Takes submissions in, so that each is on the disk before anybody hears that it was accepted.
 
-    `understands` answers as Fleet's. `find_live` answers the job of an id that has not ended; `take_up` is given every
-    new row, once, when it is durable.
+    `make_room` answers as Retention's, `understands` as Fleet's. `find_live` answers the job of an id that has not
+    ended; `take_up` is given every new row, once, when it is durable.
     """
 
     def __init__(
@@ -38,6 +38,7 @@ class Admission:
         queue_size: int,
         waiting: Callable[[], int],
         wait_s: Callable[[], float],
+        make_room: Callable[[bool], Awaitable[bool]],
         understands: Callable[[str, str], bool],
         find_live: Callable[[str], LiveJob | None],
         take_up: Callable[[JobRow], LiveJob],
@@ -47,6 +48,7 @@ class Admission:
         self._queue_size = queue_size
         self._waiting = waiting
         self._wait_s = wait_s
+        self._make_room = make_room
         self._understands = understands
         self._find_live = find_live
         self._take_up = take_up
@@ -74,6 +76,11 @@ class Admission:
         if name is not None:
             self._sources[name] += 1
         try:
+            if not await self._has_room(submission.save_file):
+                known = await self._known(submission)
+                if known is None:
+                    raise StorageError("the disk is almost full")
+                return known
             source = None if submission.source is None else await self._keep_source(submission.source)
             return await self._add(submission, source)
         finally:
@@ -81,6 +88,12 @@ class Admission:
             if name is not None:
                 self._sources[name] -= 1
                 self._sources = +self._sources
+
+    async def _has_room(self, with_output: bool) -> bool:
+        try:
+            return await self._make_room(with_output)
+        except OSError as error:
+            raise StorageError(f"old results cannot be removed: {error.strerror}") from error
 
     async def _add(self, submission: Submission, source: str | None) -> LiveJob:
         request_id = submission.request_id

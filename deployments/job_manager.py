@@ -119,6 +119,7 @@ class JobManager:
             config.queue_size,
             waiting=lambda: len(self._waiting),
             wait_s=lambda: self._runner.pace.wait_s(1),
+            make_room=lambda with_output: self._retention.make_room(with_output),
             understands=self._fleet.understands,
             find_live=self._jobs.get,
             take_up=self._take_up,
@@ -328,9 +329,12 @@ class JobManager:
 
     async def _accept(self, submission: Submission) -> LiveJob:
         """Raises KeyConflictError, QueueFullError, SourceGoneError, StorageError."""
+        return await self._to_its_end(self._accept_if_owner(submission))
+
+    async def _accept_if_owner(self, submission: Submission) -> LiveJob:
         if await self._is_deposed():
             raise StoreDeposedError("another job manager owns the jobs")
-        return await self._to_its_end(self._admission.accept(submission))
+        return await self._admission.accept(submission)
 
     async def _recover(self) -> None:
         await self._fleet.restore()

@@ -142,6 +142,7 @@ class SongResult:
     timings: dict[str, float]
     audio_path: str | None = None  # under ACE_OUTPUT_DIR, for jobs that save files
     edition: str = ""  # of the file's bytes, for those who had begun to read it before
+    shared_mtime: float = 0.0  # of the file where it is the saved song's too, which its owner may edit; else 0
 
 
 def published_form(request: dict[str, Any], result: SongResult | None = None) -> dict[str, Any]:

@@ -374,15 +374,14 @@ class Runner:
         results = [song.result for song in job.songs if song.result is not None]
         if job.row.save_file:
             try:
-                paths = await self._save(job, results)
+                results = await self._save(job, results)
             except OSError:
                 logger.exception("%s cannot be saved", job.row.request_id)
                 raise _Failed(STORAGE) from None
-            results = [dataclasses.replace(one, audio_path=path) for one, path in zip(results, paths, strict=True)]
         return Ending("completed", time.time(), results=tuple(results))
 
-    async def _save(self, job: LiveJob, results: Sequence[SongResult]) -> list[str]:
-        """Copy the songs to the output folder: what clients are told as their paths. Raises OSError.
+    async def _save(self, job: LiveJob, results: Sequence[SongResult]) -> list[SongResult]:
+        """Put the songs into the output folder: their results, with the paths that clients read. Raises OSError.
 
         The names are the same in each attempt, so that no song is published twice.
         """

@@ -97,10 +97,10 @@ class SongReader:
             raise JobNotEndedError(view)
         if view.outcome != "completed":
             raise JobFailedError(view)
-        read = self._files.read_audio
+        read, result = self._files.read_audio, view.results[index]
         try:
-            return await asyncio.to_thread(read, view.request_id, index, view.audio_format, start, most)
-        except FileNotFoundError:
+            return await asyncio.to_thread(read, view.request_id, index, view.audio_format, start, most, result)
+        except (FileNotFoundError, PermissionError):  # a saved file may be the same one, and its owner may close it
             gone = dataclasses.replace(
                 view, outcome="expired", error=EXPIRED.sentence, error_code=EXPIRED.code, results=()
             )

@@ -95,7 +95,7 @@ def build_app(settings: Settings) -> Application:
 
 def _retention(jobs: JobSettings) -> RetentionTerms:
     quota_bytes = None if jobs.result_quota_mb is None else jobs.result_quota_mb * MIB
-    return RetentionTerms(jobs.result_ttl_s, jobs.row_ttl_s, quota_bytes)
+    return RetentionTerms(jobs.result_ttl_s, jobs.row_ttl_s, quota_bytes, jobs.disk_reserve)
 
 
 def _generator(settings: Settings, placement: Placement, models: Models, logging: LoggingConfig) -> Application:
