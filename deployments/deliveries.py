@@ -16,7 +16,7 @@ from deployments.callbacks import (
     next_attempt_at,
 )
 from deployments.store.patience import until_stored
-from deployments.store.protocol import Callback, JobRow, JobStore
+from deployments.store.protocol import Callback, JobRow, JobStore, StoreDeposedError
 from deployments.views import end_event, view_of
 
 logger = logging.getLogger("ray.serve")
@@ -63,7 +63,11 @@ class Deliveries:
     async def run(self) -> None:
         """Deliver what is due, a few at a time, until it is cancelled."""
         try:
-            await asyncio.gather(*(self._work() for _ in range(AT_ONCE)))
+            async with asyncio.TaskGroup() as workers:
+                for _ in range(AT_ONCE):
+                    workers.create_task(self._work())
+        except* StoreDeposedError as deposed:
+            logger.error("no more callbacks are made: %s", deposed.exceptions[0])
         finally:
             self._sender.close()
             for delivery in self._open.values():

@@ -8,9 +8,10 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,7 +25,8 @@ from acestep_engine.params import AdapterLimits, GenerationParams, ModelSpec, Pr
 from acestep_engine.requests import Decoded, Failed, Finished, Inputs, Moved
 from deployments.adapter_queue import AdapterQueue
 from deployments.cpus import available_cpus
-from deployments.failures import GpuMemoryError, SharedStepError
+from deployments.failures import GpuMemoryError, LatentSpaceError, SharedStepError
+from deployments.latent_space import latent_space_of
 from deployments.messages import ReplicaState
 
 logger = logging.getLogger("ray.serve")
@@ -42,6 +44,8 @@ class Call:
     on_progress: Callable[[Progress], None]
     on_audio: Callable[[Decoded], None]
     end: "Future[Finished]"
+    latent_space: str = ""  # that its source latents lie in, if they say so
+    made_in: str = ""  # the space of its own latents, once it has begun: another model may be there at its end
 
 
 @dataclass(eq=False)
@@ -50,6 +54,29 @@ class _Load:
 
     spec: ModelSpec
     loaded: "Future[None]"
+
+
+class _TimedLanes(Lanes[Unit]):
+    """Lanes that know since when each of their works runs."""
+
+    def __init__(self, most: int = 1, cores: int = 1) -> None:
+        super().__init__(most, cores)
+        self._since: dict[object, float] = {}
+
+    def start(self, works: Sequence[Callable[[], Unit]]) -> None:
+        super().start([partial(self._timed, work) for work in works])
+
+    def _timed(self, work: Callable[[], Unit]) -> Unit:
+        key = object()
+        self._since[key] = time.monotonic()
+        try:
+            return work()
+        finally:
+            del self._since[key]
+
+    def since(self) -> list[float]:
+        """Return since when each work runs. From any thread."""
+        return list(self._since.values())
 
 
 class EngineHost:
@@ -72,6 +99,7 @@ class EngineHost:
         self._adapter_limits = adapter_limits
         self._on_gpu_lost = on_gpu_lost
         self._engine: Engine | None = None
+        self._latent_space = ""  # of its model
         self._running: dict[str, Call] = {}  # in the engine
         self._wake = threading.Condition()
         self._without_adapter: AdapterQueue[Call] = AdapterQueue(self._notify)
@@ -79,6 +107,8 @@ class EngineHost:
         self._aborted: set[str] = set()
         self._closed = False
         self.steps = 0  # that the engine has done
+        self._lanes_in_use: _TimedLanes | None = None
+        self._working_since: float | None = None  # None while it waits, or loads a model, however long that takes
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
 
@@ -113,6 +143,18 @@ class EngineHost:
             self._closed = True
             self._wake.notify()
 
+    def busy_for_s(self) -> float:
+        """Return how long the longest step takes already that is being done; 0 without any. From any thread."""
+        lanes, working_since = self._lanes_in_use, self._working_since
+        since = [] if lanes is None else lanes.since()
+        since += [] if working_since is None else [working_since]
+        return time.monotonic() - min(since) if since else 0.0
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether the engine's thread has ended although nobody closed it."""
+        return not self._closed and not self._thread.is_alive()
+
     def describe(self, replica_id: str, gpu_ids: tuple[str, ...]) -> ReplicaState:
         """What is loaded, and where; an empty model is none. From any thread."""
         engine = self._engine
@@ -120,19 +162,21 @@ class EngineHost:
             return ReplicaState(replica_id, model="", device="", gpu_ids=gpu_ids)
         precision = str(engine.dtype).removeprefix("torch.")
         device, adapters = describe_device(engine.device), engine.adapters.digests
-        return ReplicaState(replica_id, engine.spec.name, device, gpu_ids, precision, adapters)
+        return ReplicaState(replica_id, engine.spec.name, device, gpu_ids, precision, adapters, self._latent_space)
 
     def _work(self) -> None:
         # Ray sets OMP_NUM_THREADS to 1 in its actors. With lanes, it is they that compute.
         torch.set_num_threads(1 if self._lanes().most > 1 else available_cpus())
         keep_freed_memory()
         while self._wait_for_work():
+            self._working_since = time.monotonic()
             self._drop_aborted()
             self._begin()
             if self._engine is not None:
                 self._without_adapter.advance(self._engine.adapters, self._add, self._fail)
             if self._running:
                 self._step()
+            self._working_since = None
         self._without_adapter.close()
 
     def _wait_for_work(self) -> bool:
@@ -206,7 +250,13 @@ class EngineHost:
         if not call.end.set_running_or_notify_cancel():
             return
         try:
-            self._engine_for(call.spec).add(call.call_id, call.params, call.inputs, call.priority)
+            engine = self._engine_for(call.spec)
+            if call.latent_space not in ("", self._latent_space):
+                raise LatentSpaceError(
+                    "the song to begin from was made by another model, which this one does not understand"
+                )
+            call.made_in = self._latent_space
+            engine.add(call.call_id, call.params, call.inputs, call.priority)
         except Exception as error:  # noqa: BLE001  as above
             call.end.set_exception(self._judge(error))
         else:
@@ -241,8 +291,8 @@ class EngineHost:
                     del self._running[event.request_id]
                     call.end.set_exception(self._judge(event.error))
 
-    def _lanes(self) -> Lanes[Unit]:
-        return Lanes.for_device(pick_device(self._device), available_cpus())
+    def _lanes(self) -> _TimedLanes:
+        return _TimedLanes.for_device(pick_device(self._device), available_cpus())
 
     def _judge(self, error: BaseException) -> BaseException:
         """What to tell the caller."""
@@ -255,16 +305,20 @@ class EngineHost:
 
     def _engine_for(self, spec: ModelSpec) -> Engine:
         if self._engine is None or self._engine.spec != spec:
+            self._working_since = None
             self._engine = None
             gc.collect()
             free_memory()  # two models at once may not fit
             ensure_checkpoint(Path(spec.path), download=spec.path == self._download_to)
             started = time.perf_counter()
+            self._latent_space = latent_space_of(Path(spec.path))
             lanes, limits = self._lanes(), self._adapter_limits
+            self._lanes_in_use = lanes
             self._engine = lanes.call(lambda: Engine.load(spec, self._device, adapter_limits=limits, lanes=lanes))
             logger.info(
                 "loaded %s from %s on %s in %.1f s; up to %d tokens share a forward",
                 *(spec.name, spec.path, self._engine.device),
                 *(time.perf_counter() - started, self._engine.calibration.max_tokens),
             )
+            self._working_since = time.monotonic()
         return self._engine

@@ -3,7 +3,7 @@
 import logging
 from dataclasses import dataclass
 
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import ActorDiedError, OutOfMemoryError, RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 
 from acestep_engine.errors import (
@@ -18,14 +18,20 @@ from acestep_engine.errors import (
 )
 from deployments.messages import ServiceError
 
+MEMORY_KILL_SIGNS = ("OUT_OF_MEMORY", "running low on memory")  # in what Ray says of an actor's death
+
 
 class RenderError(Exception):
     """A Generator could not make this song for a reason of its own.
 
     RenderError
+    ├── LatentSpaceError     the latents that the song was to begin from were made by another model
     ├── GpuMemoryError       the song does not fit the memory, not even alone and after freeing all that can be freed
     └── SharedStepError      a step that it shared with other songs failed; another attempt may do better
     """
+
+
+class LatentSpaceError(RenderError): ...
 
 
 class GpuMemoryError(RenderError): ...
@@ -54,6 +60,11 @@ def timed_out(timeout_s: float) -> Failure:
     return Failure("timeout", f"timed out after {timeout_s:g} s")
 
 
+def killed_for_memory(times: int) -> Failure:
+    sentence = f"the process that made this song was stopped {times} times because its machine ran out of memory"
+    return Failure("replica_lost", f"{sentence}; it was not tried again")
+
+
 def gave_up(attempts: int) -> Failure:
     return Failure("replica_lost", f"the process that made this song stopped {attempts} times; it was not tried again")
 
@@ -70,6 +81,15 @@ def is_replica_loss(cause: BaseException) -> bool:
     if isinstance(cause, RayTaskError):
         return False
     return isinstance(cause, RayError | RayServeException | SharedStepError)
+
+
+def is_memory_kill(cause: BaseException) -> bool:
+    """Whether Ray's memory monitor ended the replica, because its machine ran out of memory, whoever had taken it."""
+    if isinstance(cause, RayTaskError):
+        return False
+    return isinstance(cause, OutOfMemoryError) or (
+        isinstance(cause, ActorDiedError) and any(sign in str(cause) for sign in MEMORY_KILL_SIGNS)
+    )
 
 
 def explain(cause: BaseException) -> Failure | None:
@@ -89,6 +109,8 @@ def explain(cause: BaseException) -> Failure | None:
             return Failure("adapter_changed", str(cause))
         case AdapterError():
             return Failure("adapter_unusable", str(cause))
+        case LatentSpaceError():
+            return Failure("source_of_other_model", str(cause))
         case GpuMemoryError():
             return Failure("out_of_memory", str(cause))
         case EngineError():

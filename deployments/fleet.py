@@ -70,6 +70,17 @@ class Fleet:
         """A replica says where it runs and what it has loaded."""
         self._reports[state.replica_id] = time.monotonic(), state
 
+    def understands(self, latent_space: str, made_by: str) -> bool:
+        """Whether latents mean something to the current model, as far as that is known.
+
+        `latent_space` is what they say of themselves. Where they say nothing, `made_by` names the model that made them,
+        and may be empty too.
+        """
+        if not latent_space:
+            return made_by in ("", self.spec.name)
+        reports = (state for _, state in self._reports.values() if state.model == self.spec.name)
+        return all(state.latent_space in ("", latent_space) for state in reports)
+
     async def initialize(self, name: str | None, options: Mapping[str, Any]) -> None:
         """Load a model on every replica there is; later ones load it with their first job.
 

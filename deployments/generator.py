@@ -2,14 +2,15 @@
 
 import asyncio
 import dataclasses
-import itertools
+import faulthandler
 import logging
 import os
+import sys
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -25,22 +26,24 @@ from acestep_engine.encode import AudioEncoder
 from acestep_engine.params import OUTPUT_SAMPLE_RATE_HZ, AdapterLimits, ModelSpec, Progress
 from acestep_engine.requests import Decoded, Finished, Inputs, Latents
 from deployments.failures import is_unexpected
+from deployments.heartbeats import with_heartbeats
 from deployments.messages import JOB_MANAGER, ByteArray, Heartbeat, Rendered, RenderJob, is_latents
 
 if TYPE_CHECKING:  # they take seconds to import, and only the replica needs them
-    from deployments.engine_host import EngineHost
+    from deployments.engine_host import Call, EngineHost
 
 # Each message wakes two processes, which on a CPU interrupt the engine.
 PROGRESS_INTERVAL_S = 0.25  # of one call, as long as there are few
 CPU_PROGRESS_PER_S = 4  # of all calls of a replica together
 GPU_PROGRESS_PER_S = 32
-HEARTBEAT_S = 5.0  # of a call with nothing to tell: paused for others, say
+HEARTBEAT_S = 5.0  # of a call with nothing to tell: it waits for a thread, or is paused for others
 REPORT_INTERVAL_S = 1.0
 REPORT_TIMEOUT_S = 5.0
 FILE_THREADS = 2  # that read and write audio files beside the engine's own thread
 
 logger = logging.getLogger("ray.serve")
 T = TypeVar("T")
+Message = Progress | Heartbeat | ByteArray | Rendered
 
 
 class _Listener:
@@ -66,14 +69,10 @@ class _Listener:
     def note_end(self, _: object) -> None:
         self._tell(self._end)
 
-    async def hear(self, timeout_s: float) -> bool:
-        """Until there is news, at most so long. Whether there is."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                await self.changed.wait()
-        heard = self.changed.is_set()
+    async def hear(self) -> None:
+        """Wait until there is news."""
+        await self.changed.wait()
         self.changed.clear()
-        return heard
 
     def _end(self) -> None:
         self.ended = True
@@ -120,8 +119,8 @@ class _SongFile:
 class Generator:
     """Songs from conditioning, many at once. Loads the model that a call asks for if it has another one.
 
-    It tells the JobManager every second where it runs and what it has loaded: asking would wait behind the calls that
-    run, because Serve counts every call against `max_ongoing_requests`.
+    It tells the JobManager every second where it runs, what it has loaded and which calls run: asking would wait behind
+    those calls, because Serve counts every call against `max_ongoing_requests`.
     """
 
     async def __init__(  # type: ignore[misc]
@@ -131,8 +130,11 @@ class Generator:
         limits: AudioLimits,
         download_to: str | None,
         adapter_limits: AdapterLimits,
+        hangs_after_s: float,
     ) -> None:
         """Returns once the model is in memory; `download_to` is the folder that may be filled from the published place.
+
+        The replica ends when a step of its engine takes longer than `hangs_after_s`.
 
         Raises CheckpointError if it cannot be loaded.
         """
@@ -141,9 +143,9 @@ class Generator:
         self._replica_id = context.replica_id.unique_id
         self._gpu_ids = tuple(ray.get_runtime_context().get_accelerator_ids().get("GPU", ()))
         self._limits = limits
+        self._hangs_after_s = hangs_after_s
         self._progress_per_s = GPU_PROGRESS_PER_S if use_gpu else CPU_PROGRESS_PER_S
-        self._numbers = itertools.count()
-        self._calls = 0  # that run now
+        self._calls: dict[str, asyncio.Future[None]] = {}  # that run now: done when nobody wants one any more
         self._files = ThreadPoolExecutor(max_workers=FILE_THREADS, thread_name_prefix="audio-files")
         device = None if use_gpu else "cpu"
         self._host = await self._in_thread(lambda: _make_host(device, download_to, adapter_limits))
@@ -159,13 +161,34 @@ class Generator:
         source: ByteArray | Latents | None,
         conditioning: "Conditioning",
         target: "Conditioning | None" = None,
-    ) -> AsyncIterator[Progress | Heartbeat | ByteArray | Rendered]:
+    ) -> AsyncIterator[Message]:
         """Progress, the first at once and then up to four a second, and at last one Rendered; Heartbeats in between.
+
+        Heartbeats come whatever the song waits for: a thread that reads its source, another model, other songs.
 
         Parts of the encoded file come in between as soon as they are decoded; all of them and the `rest` are the file.
         `source` is an audio file or latents, `target` what a song is edited to. Cancelling aborts within one step.
         Raises EngineError or GpuMemoryError.
         """
+        messages = self._make(spec, job, source, conditioning, target)
+        unwanted = self._calls[job.call_id] = asyncio.get_running_loop().create_future()
+        try:
+            steady = with_heartbeats(messages, HEARTBEAT_S, lambda: Heartbeat(self._host.steps), unwanted)
+            async with aclosing(steady) as told:
+                async for message in told:
+                    yield message
+        finally:
+            del self._calls[job.call_id]
+
+    async def _make(
+        self,
+        spec: ModelSpec,
+        job: RenderJob,
+        source: ByteArray | Latents | None,
+        conditioning: "Conditioning",
+        target: "Conditioning | None",
+    ) -> AsyncGenerator[Message, None]:
+        """As `generate`, without the Heartbeats."""
         from deployments.engine_host import Call
 
         yield Progress("encoding")
@@ -174,17 +197,22 @@ class Generator:
         begun_from = source if source is None or is_latents(source) else await self._read_audio(source.data)
         listener, file, end = _Listener(), _SongFile(job), Future[Finished]()
         end.add_done_callback(listener.note_end)
-        # Not the job's id alone: an earlier attempt may still be on its way out.
-        call_id = f"{job.request_id}/{next(self._numbers)}"
         inputs = Inputs(conditioning, target, begun_from)
-        call = Call(call_id, spec, job.params, inputs, job.priority, listener.note, listener.note_audio, end)
+        call = Call(
+            job.call_id,
+            spec,
+            job.params,
+            inputs,
+            job.priority,
+            listener.note,
+            listener.note_audio,
+            end,
+            job.latent_space,
+        )
         self._host.submit(call)
-        self._calls += 1
         try:
             while not listener.ended:
-                if not await listener.hear(HEARTBEAT_S):
-                    yield Heartbeat(self._host.steps)
-                    continue
+                await listener.hear()
                 async for part in self._encoded(file, listener):
                     yield part
                 if listener.progress is not None and not listener.ended:
@@ -192,9 +220,8 @@ class Generator:
                     await self._pause(listener.urgent)
             finished = end.result()
             rest = await self._in_thread(partial(file.finish, listener.audio))
-            yield self._rendered(finished, file, rest, spec)
+            yield self._rendered(finished, file, rest, call)
         finally:
-            self._calls -= 1
             self._host.abort(call)
 
     async def load(self, spec: ModelSpec) -> None:
@@ -206,6 +233,21 @@ class Generator:
             await asyncio.wrap_future(self._host.load(spec))
         finally:
             await self._report()
+
+    async def check_health(self) -> None:
+        """End the process when a step takes far too long or the engine's thread has ended. Serve calls it each second.
+
+        Serve then starts another replica, and the songs are made there. An exception alone would not do: Serve lets an
+        unhealthy replica finish its songs first, which never end.
+        """
+        busy_for_s = self._host.busy_for_s()
+        if busy_for_s <= self._hangs_after_s and not self._host.is_dead:
+            return
+        what = "has ended" if self._host.is_dead else f"has been at one step for {busy_for_s:.0f} s"
+        logger.error("this replica ends, because its engine's thread %s", what)
+        if sys.__stderr__ is not None:
+            faulthandler.dump_traceback(sys.__stderr__)  # where it hangs
+        _end_process()
 
     def __del__(self) -> None:
         if hasattr(self, "_reporting"):
@@ -226,17 +268,18 @@ class Generator:
     async def _pause(self, urgent: asyncio.Event) -> None:
         """Until the next progress may be told, or there is audio, or the end."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(max(PROGRESS_INTERVAL_S, self._calls / self._progress_per_s)):
+            async with asyncio.timeout(max(PROGRESS_INTERVAL_S, len(self._calls) / self._progress_per_s)):
                 await urgent.wait()
 
-    def _rendered(self, finished: Finished, file: _SongFile, rest: ByteArray, spec: ModelSpec) -> Rendered:
+    def _rendered(self, finished: Finished, file: _SongFile, rest: ByteArray, call: "Call") -> Rendered:
         return Rendered(
             rest=rest,
             latents=finished.latents,
             duration_s=file.samples / OUTPUT_SAMPLE_RATE_HZ,
             timings=dataclasses.replace(finished.timings, write_s=file.write_s),
-            model=spec.name,
+            model=call.spec.name,
             device=self._host.describe(self._replica_id, self._gpu_ids).device,
+            latent_space=call.made_in,
         )
 
     async def _report_again_and_again(self) -> None:
@@ -245,11 +288,22 @@ class Generator:
             await asyncio.sleep(REPORT_INTERVAL_S)
 
     async def _report(self) -> None:
+        """Say what is loaded and which calls run, and end the calls that the JobManager does not know.
+
+        Serve may lose a cancel, and a JobManager that died cancels nothing.
+        """
+        state = self._host.describe(self._replica_id, self._gpu_ids)
         try:
             async with asyncio.timeout(REPORT_TIMEOUT_S):
-                await self._job_manager.report.remote(self._host.describe(self._replica_id, self._gpu_ids))
+                unknown: tuple[str, ...] = await self._job_manager.report.remote(state, tuple(self._calls))
         except (RayError, RayServeException, TimeoutError) as error:
             logger.debug("the job manager does not listen: %s", error)
+            return
+        for call_id in unknown:
+            unwanted = self._calls.get(call_id)
+            if unwanted is not None and not unwanted.done():
+                logger.info("%s is aborted: the job manager does not know it", call_id)
+                unwanted.set_result(None)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._files, work)

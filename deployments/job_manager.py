@@ -49,13 +49,14 @@ from deployments.retention import Retention, RetentionTerms
 from deployments.runner import Runner
 from deployments.song_reader import SongReader
 from deployments.state_lock import StateLock
-from deployments.store.protocol import Ending, JobRow, JobStore
+from deployments.store.protocol import Ending, JobRow, JobStore, StoreDeposedError
 from deployments.store.redis import RedisStore
 from deployments.store.sqlite import SqliteStore
 from deployments.views import end_event, view_of
 from deployments.waiting import WaitingJobs
 
 KEPT_LOGS = 200  # of jobs that ended last, for those who come back to follow them
+ARRIVAL_POLL_S = 0.1
 KEPT_ENDED = 1_000  # rows of ended jobs that are written again if the store loses its last changes
 
 logger = logging.getLogger("ray.serve")
@@ -118,6 +119,8 @@ class JobManager:
             config.queue_size,
             waiting=lambda: len(self._waiting),
             wait_s=lambda: self._runner.pace.wait_s(1),
+            make_room=lambda with_output: self._retention.make_room(with_output),
+            understands=self._fleet.understands,
             find_live=self._jobs.get,
             take_up=self._take_up,
         )
@@ -128,14 +131,16 @@ class JobManager:
         self._ended_logs: LruCache[str, EventLog] = LruCache(KEPT_LOGS)
         self._model_changes = 0  # that are under way: no job starts meanwhile
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._runs: set[asyncio.Task[None]] = set()  # those of them that see to the songs of a job
         await self._recover()
+        self._spawn(self._store.hold())
         self._spawn(self._retention.run())
         self._spawn(self._deliveries.run())
 
     async def submit(self, submission: Submission) -> JobView:
         """Accept a job; it is on the disk when this returns. With the key of an earlier call, answers that call's job.
 
-        Raises KeyConflictError, QueueFullError, SourceGoneError, StorageError.
+        Raises KeyConflictError, QueueFullError, SourceGoneError, SourceOfOtherModelError, StorageError.
         """
         return self._view(await self._accept(submission))
 
@@ -172,7 +177,11 @@ class JobManager:
         job = self._jobs.get(request_id)
         log = self._ended_logs.get(request_id) if job is None else job.events
         if log is None:
-            end = end_event(await self._songs.view(request_id))
+            view = await self._songs.view(request_id)
+            if not view.ended:  # it is on the disk, but not taken up yet
+                await asyncio.sleep(min(timeout_s, ARRIVAL_POLL_S))
+                return EventBatch((), over=False)
+            end = end_event(view)
             return EventBatch((end,) if end.event_id > after else (), over=True)
         return EventBatch(tuple(await log.wait_after(after, timeout_s)), log.ended)
 
@@ -252,10 +261,15 @@ class JobManager:
             raise ModelUnavailableError("the text encoder is starting or could not be loaded") from error
         return reading
 
-    async def report(self, state: ReplicaState) -> None:
-        """Called by every Generator replica once a second."""
+    async def report(self, state: ReplicaState, calls: tuple[str, ...] = ()) -> tuple[str, ...]:
+        """Return those of a Generator's calls that nobody waits for. Called by every replica once a second."""
         self._fleet.note(state)
         self._start_jobs()
+        if self._store.is_deposed:
+            return ()  # they may be those of the JobManager that owns the store
+        songs = (song for job in self._jobs.values() for song in job.songs)
+        wanted = {song.call_id for song in songs if song.response is not None}
+        return tuple(call_id for call_id in calls if call_id not in wanted)
 
     async def loras(self) -> tuple[LoraInfo, ...]:
         """The registered adapters, from memory."""
@@ -286,6 +300,23 @@ class JobManager:
         """Serve awaits this before the replica stops."""
         await self.stop()
 
+    async def check_health(self) -> None:
+        """Called by Serve every second; it replaces this JobManager when it raises.
+
+        Raises StoreDeposedError for good once another JobManager owns the store or the state folder: the running songs
+        are then left to that one.
+        """
+        if await self._is_deposed():
+            for run in self._runs:
+                run.cancel()
+            raise StoreDeposedError("another job manager owns the jobs")
+
+    async def _is_deposed(self) -> bool:
+        if not self._store.is_deposed and await asyncio.to_thread(self._lock.is_lost):
+            logger.error("the state folder was replaced, and another service may use the new one")
+            self._store.depose()
+        return self._store.is_deposed
+
     async def stop(self) -> None:
         """Let go of the Generators and the store. The next life runs what is left."""
         if not hasattr(self, "_tasks"):
@@ -298,7 +329,12 @@ class JobManager:
 
     async def _accept(self, submission: Submission) -> LiveJob:
         """Raises KeyConflictError, QueueFullError, SourceGoneError, StorageError."""
-        return await self._to_its_end(self._admission.accept(submission))
+        return await self._to_its_end(self._accept_if_owner(submission))
+
+    async def _accept_if_owner(self, submission: Submission) -> LiveJob:
+        if await self._is_deposed():
+            raise StoreDeposedError("another job manager owns the jobs")
+        return await self._admission.accept(submission)
 
     async def _recover(self) -> None:
         await self._fleet.restore()
@@ -334,7 +370,9 @@ class JobManager:
             moved, job = True, self._jobs[request_id]
             if not job.running:
                 job.running = True
-                self._spawn(self._runner.run(job))
+                run = self._spawn(self._runner.run(job))
+                self._runs.add(run)
+                run.add_done_callback(self._runs.discard)
             job.grant_place()
         if moved:
             self._tell_positions()
@@ -354,7 +392,7 @@ class JobManager:
     async def _open_store(self) -> JobStore:
         if self._config.redis_url is None:
             return await SqliteStore.open(self._config.folders.store)
-        return await RedisStore.open(self._config.redis_url, known=self._known_rows)
+        return await RedisStore.open(self._config.redis_url, self._known_rows, self._config.build_id)
 
     def _known_rows(self) -> list[JobRow]:
         """What the store is filled with if it loses its last changes."""

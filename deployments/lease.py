@@ -2,6 +2,17 @@
 
 from dataclasses import dataclass
 
+REPLACED_WITHIN_S = 30.0  # a replica whose engine hangs, so that its songs can be made elsewhere before they time out
+
+
+def hangs_after_s(stall_s: float) -> float:
+    """Return how long one step of an engine may take before its replica is replaced.
+
+    Somewhat less than the `stall_s` in which songs may do no step, so that they are lost with the replica and made
+    again, instead of failing; and as much of it as possible, because a slow CPU needs minutes for a large step.
+    """
+    return max(stall_s / 2, stall_s - REPLACED_WITHIN_S)
+
 
 @dataclass(frozen=True)
 class LeaseTerms:

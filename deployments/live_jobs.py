@@ -27,6 +27,7 @@ class LiveSong:
         self.progress: Progress | None = None
         self._first_step: tuple[float, int] | None = None  # when diffusion was first heard of, and how far it was
         self.response: DeploymentResponseGenerator[Any] | None = None  # the Generator's call, while there is one
+        self.call_id = ""  # of that call
         self.audio = GrowingAudio()
         self.result: SongResult | None = None  # once its files are on the disk
 
@@ -64,6 +65,7 @@ class LiveJob:
         self.songs = [LiveSong(index, params, row.attempts) for index, params in enumerate(row.songs)]
         self.failure: Failure | None = None  # of one of its songs, which ends the others
         self.events = EventLog()
+        self.ending = asyncio.Lock()  # held while its end is written
         self.ended = asyncio.Event()
         if row.ended:
             self.ended.set()

@@ -97,13 +97,18 @@ def request_of_song(request_json: dict[str, Any], song: GenerationParams) -> dic
 
 @dataclass(frozen=True)
 class RenderJob:
-    """What a Generator needs for one song beside the conditioning and the source."""
+    """What a Generator needs for one song beside the conditioning and the source.
+
+    `call_id` names this attempt alone: an earlier one may still be on its way out.
+    """
 
     request_id: str
     params: GenerationParams
     audio_format: AudioFormat
     tags: dict[str, str]
     priority: int = 5
+    latent_space: str = ""  # that its source latents lie in, if they say so
+    call_id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,7 @@ class Rendered:
     timings: Timings
     model: str
     device: str
+    latent_space: str = ""  # that its latents lie in
 
 
 @dataclass(frozen=True)
@@ -136,6 +142,7 @@ class SongResult:
     timings: dict[str, float]
     audio_path: str | None = None  # under ACE_OUTPUT_DIR, for jobs that save files
     edition: str = ""  # of the file's bytes, for those who had begun to read it before
+    shared_mtime: float = 0.0  # of the file where it is the saved song's too, which its owner may edit; else 0
 
 
 def published_form(request: dict[str, Any], result: SongResult | None = None) -> dict[str, Any]:
@@ -276,6 +283,7 @@ class ReplicaState:
     gpu_ids: tuple[str, ...] = ()
     precision: str = ""
     adapters: tuple[str, ...] = ()  # the digests of those on its device
+    latent_space: str = ""  # of the model's latents
 
 
 @dataclass(frozen=True)
@@ -313,6 +321,7 @@ class ServiceError(Exception):
     ├── JobNotEndedError      its result was asked for too early
     ├── JobFailedError        its result was asked for, and there is none
     ├── JobEndedError         it cannot be cancelled any more
+    ├── SourceOfOtherModelError  the latents that a song was to begin from mean nothing to the current model
     ├── SourceGoneError       what a song was to begin from is unknown or no longer kept
     ├── QueueFullError
     ├── KeyConflictError      its key belongs to a job that was asked for in other words
@@ -357,6 +366,9 @@ class JobEndedError(JobStateError): ...
 
 
 class SourceGoneError(ServiceError): ...
+
+
+class SourceOfOtherModelError(ServiceError): ...
 
 
 class QueueFullError(ServiceError):

@@ -7,8 +7,8 @@ from collections.abc import Callable, Set
 from dataclasses import dataclass
 
 from deployments.messages import StorageError
-from deployments.results import JobFiles, KeptJob
-from deployments.store.protocol import JobStore
+from deployments.results import JobFiles, Kept
+from deployments.store.protocol import JobStore, StoreDeposedError
 
 INTERVAL_S = 60.0
 SHORTEST_INTERVAL_S = 1.0  # when there is more than the quota
@@ -18,11 +18,15 @@ logger = logging.getLogger("ray.serve")
 
 @dataclass(frozen=True)
 class RetentionTerms:
-    """`quota_bytes` bounds results and latents together; None: nothing does."""
+    """`quota_bytes` bounds results, latents and uploads together; None: nothing does.
+
+    The share `disk_reserve` of the disk stays free: the oldest results go for it, and then nothing is accepted.
+    """
 
     result_ttl_s: float
     row_ttl_s: float
     quota_bytes: int | None = None
+    disk_reserve: float = 0.0
 
 
 class Retention:
@@ -42,6 +46,8 @@ class Retention:
         self._live = live
         self._needed = needed
         self._over_quota = asyncio.Event()
+        self._making_room = asyncio.Lock()
+        self._had_none_at = -SHORTEST_INTERVAL_S  # when there was no room last, although all was done
 
     def note_end(self) -> None:
         """A job has ended, and left its files."""
@@ -49,12 +55,37 @@ class Retention:
         if quota is not None and self._files.kept_bytes > quota:
             self._over_quota.set()
 
+    async def make_room(self, with_output: bool) -> bool:
+        """Whether the disk has room for another song, after the oldest results have gone if need be.
+
+        `with_output` asks for room on the disk of the output folder too. Raises StorageError, OSError.
+        """
+        clock_now = asyncio.get_running_loop().time
+        if not await self._is_short(with_output):
+            return True
+        async with self._making_room:
+            if clock_now() < self._had_none_at + SHORTEST_INTERVAL_S:
+                return False
+            await self.clean_up(time.time())
+            if not await self._is_short(with_output):
+                return True
+            self._had_none_at = clock_now()
+            return False
+
+    async def _is_short(self, with_output: bool) -> bool:
+        reserve = self._terms.disk_reserve
+        return reserve > 0 and await asyncio.to_thread(self._files.shortage_bytes, reserve, with_output) > 0
+
     async def run(self) -> None:
         """Remove what is no longer to be kept, again and again, until it is cancelled."""
         while True:
             self._over_quota.clear()
             try:
-                await self.clean_up(time.time())
+                async with self._making_room:
+                    await self.clean_up(time.time())
+            except StoreDeposedError as error:
+                logger.error("no more results are removed: %s", error)
+                return
             except (StorageError, OSError) as error:
                 logger.warning("old results could not be removed: %s", error)
             await asyncio.sleep(SHORTEST_INTERVAL_S)
@@ -70,18 +101,25 @@ class Retention:
         await self._store.expire_results(now - terms.result_ttl_s)
         await self._store.remove_ended(now - terms.row_ttl_s)
         await asyncio.to_thread(self._files.remove_old, now - terms.result_ttl_s, self._needed())
-        if terms.quota_bytes is not None:
-            await self._keep_to(terms.quota_bytes, await asyncio.to_thread(self._files.kept_jobs))
+        shortage = 0
+        if terms.disk_reserve > 0:
+            shortage = await asyncio.to_thread(self._files.shortage_bytes, terms.disk_reserve, False)
+        if terms.quota_bytes is not None or shortage > 0:
+            await self._give_up_oldest(await asyncio.to_thread(self._files.kept), shortage)
 
-    async def _keep_to(self, quota_bytes: int, kept: list[KeptJob]) -> None:
-        """Expire the oldest jobs until the others fit. What was made last stays, however large."""
-        surplus = sum(job.nbytes for job in kept) - quota_bytes
+    async def _give_up_oldest(self, kept: list[Kept], shortage: int) -> None:
+        """Expire the oldest jobs and uploads until the others fit. The job that was made last stays, however large."""
+        quota_bytes, nbytes = self._terms.quota_bytes, sum(one.nbytes for one in kept)
+        surplus = 0 if quota_bytes is None else nbytes - quota_bytes
+        last = next((one for one in reversed(kept) if one.request_id is not None), None)
         live, needed, chosen = self._live(), self._needed(), []
-        for job in kept[:-1]:
-            if surplus > 0 and job.request_id not in live and not job.files.keys() & needed:
-                chosen.append(job)
-                surplus -= job.nbytes
+        for one in kept:
+            helps = surplus > 0 or (shortage > 0 and one.freed_bytes > 0)
+            if helps and one is not last and one.request_id not in live and not one.files.keys() & needed:
+                chosen.append(one)
+                surplus -= one.nbytes
+                shortage -= one.freed_bytes
         if chosen:
-            await self._store.expire([job.request_id for job in chosen])
-            await asyncio.to_thread(self._files.remove_jobs, chosen)
-            logger.info("%d of the oldest results have expired: there was more than %d bytes", len(chosen), quota_bytes)
+            await self._store.expire([one.request_id for one in chosen if one.request_id is not None])
+            await asyncio.to_thread(self._files.remove, chosen)
+            logger.info("%d of the oldest results and uploads have expired, to keep within the disk", len(chosen))

@@ -28,7 +28,9 @@ from deployments.failures import (
     cause_of,
     explain,
     gave_up,
+    is_memory_kill,
     is_replica_loss,
+    killed_for_memory,
     timed_out,
 )
 from deployments.fleet import Fleet
@@ -38,9 +40,11 @@ from deployments.messages import ByteArray, Heartbeat, Rendered, RenderJob, Song
 from deployments.pace import Pace
 from deployments.results import JobFiles
 from deployments.store.patience import until_stored
-from deployments.store.protocol import Ending, JobRow, JobStore
+from deployments.store.protocol import Ending, JobRow, JobStore, StoreDeposedError, StoreFormatError
 
 MAX_ATTEMPTS = 3
+MAX_MEMORY_KILLS = 10  # of one song's replicas that do not count as attempts
+MEMORY_PAUSE_S = 5.0  # for the memory to be given back
 RETRY_PAUSE_S = 0.5  # for Serve to notice that the replica is gone
 
 logger = logging.getLogger("ray.serve")
@@ -48,6 +52,10 @@ logger = logging.getLogger("ray.serve")
 
 class _Lost(Exception):
     """The replica that ran an attempt is gone."""
+
+
+class _KilledForMemory(_Lost):
+    """The machine had no memory left, perhaps through no fault of the song."""
 
 
 class _Failed(Exception):
@@ -84,7 +92,18 @@ class Runner:
         self._last_attempt = asyncio.Lock()
 
     async def run(self, job: LiveJob) -> None:
-        """Try until the job ends. Returns when it has; never raises but CancelledError."""
+        """Try until the job ends. Returns when it has; never raises but CancelledError.
+
+        Returns without an end when another JobManager owns the store: that one makes the job.
+        """
+        try:
+            await self._run(job)
+        except StoreDeposedError as error:
+            logger.error("%s is given up: %s", job.row.request_id, error)
+            job.abort()
+
+    async def _run(self, job: LiveJob) -> None:
+        """Raises StoreDeposedError."""
         try:
             ending = await self._to_its_end(job)
         except asyncio.CancelledError:  # the JobManager stops
@@ -92,7 +111,13 @@ class Runner:
                 await self._store.set_attempts(job.row.request_id, _attempts(job))
             raise
         if ending is not None and not job.row.ended:
-            await until_stored(lambda: self.end(job, ending))
+            try:
+                await until_stored(lambda: self.end(job, ending))
+            except StoreDeposedError:
+                raise
+            except Exception:  # what it says cannot be written
+                logger.exception("the end of %s cannot be written", job.row.request_id)
+                await until_stored(lambda: self.end(job, _failed(INTERNAL)))
         if job.row.outcome == "completed":
             self._learn(job.row)
         else:
@@ -102,27 +127,61 @@ class Runner:
 
     async def end(self, job: LiveJob, ending: Ending) -> bool:
         """End the job unless it has ended; True if this call did it. Raises StorageError."""
-        if not await self._store.finish(job.row.request_id, ending, job.row.started_at):
-            return False
-        job.row = dataclasses.replace(
-            job.row,
-            status=ending.status,
-            outcome=ending.outcome,
-            completed_at=ending.at,
-            results=ending.results,
-            error=ending.error,
-            error_code=ending.error_code,
-        )
+        async with job.ending:
+            if job.row.ended:
+                return False
+            if not await self._store.finish(job.row.request_id, ending, job.row.started_at):
+                await self._adopt_end(job)
+                return False
+            row = dataclasses.replace(
+                job.row,
+                status=ending.status,
+                outcome=ending.outcome,
+                completed_at=ending.at,
+                results=ending.results,
+                error=ending.error,
+                error_code=ending.error_code,
+            )
+            self._note_end(job, row)
+        await self._tidy(job.row)
+        return True
+
+    async def _adopt_end(self, job: LiveJob) -> None:
+        """Accept that the store has this job ended, although this process did not end it. Raises StorageError.
+
+        The files of such a job belong to the end that the store knows: a completed job keeps them.
+        """
+        try:
+            row = await self._store.get(job.row.request_id)
+        except StoreFormatError as error:
+            logger.error("%s", error)
+            row = None
+        if row is None:  # it ended so long ago that it is forgotten
+            failed = _failed(INTERNAL)
+            row = dataclasses.replace(job.row, status=failed.status, outcome=failed.outcome, completed_at=failed.at)
+            row = dataclasses.replace(row, error=failed.error, error_code=failed.error_code)
+        if not row.ended:
+            raise StorageError("the job store refuses a change of a job that has not ended")
+        logger.warning("%s has ended already: %s", row.request_id, row.outcome)
+        self._note_end(job, row)
+
+    async def _end_as_stored(self, job: LiveJob) -> None:
+        """Accept the end that the store knows, unless this process knows one. Raises StorageError."""
+        async with job.ending:
+            if not job.row.ended:
+                await self._adopt_end(job)
+
+    def _note_end(self, job: LiveJob, row: JobRow) -> None:
+        """Tell everybody that a job has ended as `row` says."""
+        job.row = row
         job.abort()
         self._on_end(job)
         job.ended.set()
-        await self._tidy(job.row)
-        return True
 
     async def _tidy(self, row: JobRow) -> None:
         """Remove the files that an ended job leaves behind. What cannot be removed is of no use to anybody."""
         try:
-            if row.outcome != "completed":
+            if row.outcome in ("failed", "cancelled"):
                 await asyncio.to_thread(self._files.discard, row)
             elif row.source is not None:  # as long as the result is there, it can be made again
                 await asyncio.to_thread(self._files.use_source, row.source)
@@ -137,6 +196,8 @@ class Runner:
                 return await self._complete(job)
         except _Failed as error:
             return _failed(error.failure)
+        except StoreDeposedError:
+            raise
         except Exception:
             logger.exception("%s failed in a way nobody foresaw", job.row.request_id)
             return _failed(INTERNAL)
@@ -149,6 +210,8 @@ class Runner:
             await self._try(job, song)
         except _Failed as error:
             job.fail(error.failure)
+        except StoreDeposedError:
+            raise
         except Exception:
             logger.exception("%s failed in a way nobody foresaw", job.row.request_id)
             job.fail(INTERNAL)
@@ -159,8 +222,10 @@ class Runner:
         """Until the song's files are on the disk, or the job is over. Raises _Failed.
 
         A replica that dies takes all its songs along, whichever of them it died of. Last attempts run one at a time, so
-        that two songs which may be the cause never use up each other's.
+        that two songs which may be the cause never use up each other's. One that is killed because its machine has no
+        memory left uses up no attempt: whatever took the memory, it is often another program. That is bounded too.
         """
+        memory_kills = 0
         while song.attempts < MAX_ATTEMPTS:
             is_last = song.attempts + 1 == MAX_ATTEMPTS
             try:
@@ -169,6 +234,17 @@ class Runner:
                 if rendered is not None:
                     await self._publish(job, song, rendered)
                 return
+            except _KilledForMemory as error:
+                memory_kills += 1
+                logger.warning("%s lost its replica, which was killed for memory: %s", job.row.request_id, error)
+                if memory_kills > MAX_MEMORY_KILLS and not job.is_over():
+                    raise _Failed(killed_for_memory(memory_kills)) from None
+                song.attempts -= 1
+                with suppress(StorageError):  # the JobManager may be killed next
+                    await self._store.set_attempts(job.row.request_id, _attempts(job))
+                song.note(None)
+                self._encodings.forget()
+                await asyncio.sleep(MEMORY_PAUSE_S)
             except _Lost as error:
                 logger.warning("%s lost its replica in attempt %d: %s", job.row.request_id, song.attempts, error)
                 song.note(None)
@@ -179,7 +255,7 @@ class Runner:
 
     async def _render(self, job: LiveJob, song: LiveSong) -> Rendered | None:
         """What a Generator made, or None if the job is over. Raises _Lost, _Failed."""
-        source = await self._read_source(job.row)
+        source, latent_space = await self._read_source(job.row)
         if job.is_over():
             return None
         spec, row = self._fleet.spec, job.row
@@ -188,8 +264,9 @@ class Runner:
         if not await self._count_attempt(job, song):
             return None
         tags = _tags(row, song.params, spec.name)
-        render_job = RenderJob(row.request_id, song.params, row.audio_format, tags, row.priority)
+        render_job = RenderJob(row.request_id, song.params, row.audio_format, tags, row.priority, latent_space)
         song.audio.begin()
+        song.call_id = render_job.call_id
         song.response = self._generator_for(song.params).remote(spec, render_job, source, *encodings)
         try:
             rendered = await self._follow(job, song, song.response)
@@ -212,12 +289,13 @@ class Runner:
         adapter = song.active_adapter
         return self._generator if adapter is None else self._generator.options(multiplexed_model_id=adapter.digest)
 
-    async def _read_source(self, row: JobRow) -> ByteArray | Latents | None:
-        """Raises _Failed."""
+    async def _read_source(self, row: JobRow) -> tuple[ByteArray | Latents | None, str]:
+        """Return what a job begins from, and the space of its latents if they say so. Raises _Failed."""
         if row.source is None:
-            return None
+            return None, ""
         try:
-            return await asyncio.to_thread(self._files.read_source, row.source)
+            latent_space = await asyncio.to_thread(self._files.latent_space, row.source)
+            return await asyncio.to_thread(self._files.read_source, row.source), latent_space
         except (OSError, SafetensorError):
             raise _Failed(SOURCE_LOST) from None
 
@@ -226,6 +304,7 @@ class Runner:
         song.attempts += 1
         attempts = _attempts(job)
         if not await until_stored(lambda: self._store.set_attempts(job.row.request_id, attempts)):
+            await until_stored(lambda: self._end_as_stored(job))
             return False
         return not job.is_over()
 
@@ -256,6 +335,8 @@ class Runner:
             if lease.has_stalled(clock_now()):
                 raise _Failed(timed_out(self._lease_terms.stall_s)) from None
             raise _Lost("its lease lapsed") from None
+        if rendered is None and not job.is_over():
+            raise _Lost("its call ended without the song")
         return rendered
 
     def _note_progress(self, job: LiveJob, song: LiveSong, progress: Progress) -> None:
@@ -270,7 +351,9 @@ class Runner:
         try:
             await _all_ended(
                 asyncio.to_thread(self._files.write_audio, row.request_id, song.index, row.audio_format, audio),
-                asyncio.to_thread(self._files.write_latents, row.request_id, song.index, rendered.latents),
+                asyncio.to_thread(
+                    self._files.write_latents, row.request_id, song.index, rendered.latents, rendered.latent_space
+                ),
             )
         except OSError:
             logger.exception("%s cannot be written", row.request_id)
@@ -291,15 +374,14 @@ class Runner:
         results = [song.result for song in job.songs if song.result is not None]
         if job.row.save_file:
             try:
-                paths = await self._save(job, results)
+                results = await self._save(job, results)
             except OSError:
                 logger.exception("%s cannot be saved", job.row.request_id)
                 raise _Failed(STORAGE) from None
-            results = [dataclasses.replace(one, audio_path=path) for one, path in zip(results, paths, strict=True)]
         return Ending("completed", time.time(), results=tuple(results))
 
-    async def _save(self, job: LiveJob, results: Sequence[SongResult]) -> list[str]:
-        """Copy the songs to the output folder: what clients are told as their paths. Raises OSError.
+    async def _save(self, job: LiveJob, results: Sequence[SongResult]) -> list[SongResult]:
+        """Put the songs into the output folder: their results, with the paths that clients read. Raises OSError.
 
         The names are the same in each attempt, so that no song is published twice.
         """
@@ -323,6 +405,8 @@ def _attempts(job: LiveJob) -> int:
 def _judge(request_id: str, error: Exception) -> _Lost | _Failed:
     """Whether to try again, or what to tell the client."""
     cause = cause_of(error)
+    if is_memory_kill(cause):
+        return _KilledForMemory(type(cause).__name__)
     if is_replica_loss(cause):
         return _Lost(type(cause).__name__)
     failure = explain(cause)

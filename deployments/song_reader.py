@@ -75,6 +75,8 @@ class SongReader:
         if live is not None:
             raise JobNotEndedError(self._view(live))
         row = await self._row(request_id)
+        if not row.ended:  # it is on the disk, but not taken up yet
+            raise JobNotEndedError(view_of(row))
         if not row.results:
             raise JobFailedError(view_of(row))
         _check_index(row, index)
@@ -95,10 +97,10 @@ class SongReader:
             raise JobNotEndedError(view)
         if view.outcome != "completed":
             raise JobFailedError(view)
-        read = self._files.read_audio
+        read, result = self._files.read_audio, view.results[index]
         try:
-            return await asyncio.to_thread(read, view.request_id, index, view.audio_format, start, most)
-        except FileNotFoundError:
+            return await asyncio.to_thread(read, view.request_id, index, view.audio_format, start, most, result)
+        except (FileNotFoundError, PermissionError):  # a saved file may be the same one, and its owner may close it
             gone = dataclasses.replace(
                 view, outcome="expired", error=EXPIRED.sentence, error_code=EXPIRED.code, results=()
             )

@@ -17,7 +17,8 @@ POLL_S = 0.1
 class StateLock:
     """Holds a lock that the system releases when the process ends, however it ends."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self._path = path
         self._descriptor = descriptor
 
     @classmethod
@@ -34,7 +35,17 @@ class StateLock:
                     raise StorageError(_in_use(folder)) from None
                 await asyncio.sleep(POLL_S)
             else:
-                return cls(descriptor)
+                return cls(folder / "lock", descriptor)
+
+    def is_lost(self) -> bool:
+        """Whether the locked file is no longer the folder's, so that another process may have locked the new one."""
+        try:
+            there = os.stat(self._path)
+        except FileNotFoundError:
+            return True
+        except OSError:  # nobody else can lock it either
+            return False
+        return not os.path.samestat(there, os.fstat(self._descriptor))
 
     @staticmethod
     def check(folder: Path) -> None:

@@ -17,7 +17,7 @@ from acestep_engine.audio import AudioLimits
 from acestep_engine.params import AdapterLimits
 from deployments.generator import Generator
 from deployments.job_manager import JobManager, JobManagerConfig
-from deployments.lease import LeaseTerms
+from deployments.lease import LeaseTerms, hangs_after_s
 from deployments.messages import JOB_MANAGER
 from deployments.models import Models, resolve_models
 from deployments.placement import Placement, ReplicaRequest, place
@@ -118,7 +118,7 @@ def warn_of_a_bare_proxy() -> None:
 
 def _retention(jobs: JobSettings) -> RetentionTerms:
     quota_bytes = None if jobs.result_quota_mb is None else jobs.result_quota_mb * MIB
-    return RetentionTerms(jobs.result_ttl_s, jobs.row_ttl_s, quota_bytes)
+    return RetentionTerms(jobs.result_ttl_s, jobs.row_ttl_s, quota_bytes, jobs.disk_reserve)
 
 
 def _generator(settings: Settings, placement: Placement, models: Models, logging: LoggingConfig) -> Application:
@@ -146,7 +146,14 @@ def _generator(settings: Settings, placement: Placement, models: Models, logging
         logging_config=logging,
     )
     adapter_limits = AdapterLimits(settings.generator.loras_on_gpu, settings.generator.loras_mb * MIB)
-    return deployment.bind(models.first, placement.generator_gpus > 0, audio_limits, models.download_to, adapter_limits)
+    return deployment.bind(
+        models.first,
+        placement.generator_gpus > 0,
+        audio_limits,
+        models.download_to,
+        adapter_limits,
+        hangs_after_s(settings.jobs.job_timeout_s),
+    )
 
 
 def _text_encoder(settings: Settings, placement: Placement, models: Models, logging: LoggingConfig) -> Application:

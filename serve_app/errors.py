@@ -33,6 +33,7 @@ from deployments.messages import (
     ServiceError,
     SongNotFoundError,
     SourceGoneError,
+    SourceOfOtherModelError,
     StorageError,
 )
 from serve_app.fields import FieldProblem, InvalidRequestError
@@ -92,6 +93,7 @@ TABLE: Mapping[type[Exception], tuple[int, str]] = {
     JobNotFoundError: (404, "job_not_found"),
     SongNotFoundError: (404, "song_not_found"),
     SourceGoneError: (410, "source_gone"),
+    SourceOfOtherModelError: (409, "source_of_other_model"),
     JobNotEndedError: (400, "job_not_ended"),  # what the users' clients read; Retry-After says when to come back
     JobFailedError: (409, "job_failed"),
     JobEndedError: (409, "job_ended"),
@@ -118,6 +120,7 @@ JOB_ERROR_STATUS: Mapping[str, int] = {
     "storage": 503,
     "model_unavailable": 503,
     "adapter_changed": 409,
+    "source_of_other_model": 409,
     "adapter_unusable": 422,
 }
 
@@ -125,6 +128,8 @@ FIXED_DETAILS: Mapping[str, str] = {
     "job_not_found": "there is no job with this id: it is unknown, malformed or long past",
     "lora_not_found": "no adapter is registered under this name; GET /loras lists them",
     "source_gone": "what the song was to begin from is unknown or no longer kept",
+    "source_of_other_model": "another model made the song to begin from: its latents mean nothing to the current one; "
+    "send its audio instead",
     "idempotency_key_reused": "this Idempotency-Key belongs to a job that was asked for in other words: send a new key",
     "internal_error": "something failed inside the service; its log has the details under this request_id",
     "generation_failed": "the music could not be generated; the service's log has the details under this request_id",

@@ -95,7 +95,8 @@ class JobSettings(Section):
         600.0  # without a step of the engine that makes a song, it has failed
     )
     result_ttl_s: Annotated[float, Field(gt=0)] = 24 * 3600.0
-    result_quota_mb: Annotated[int, Field(ge=1)] | None = None  # of results and latents; the oldest go first
+    result_quota_mb: Annotated[int, Field(ge=1)] | None = None  # of results, latents and uploads; the oldest go first
+    disk_reserve: Annotated[float, Field(ge=0, lt=1)] = 0.1  # of the disk that stays free: results go, then 503
     row_ttl_s: Annotated[float, Field(gt=0)] = 7 * 24 * 3600.0
 
 

@@ -18,7 +18,7 @@ class StoreFormatError(StorageError):
 
 
 class StoreDeposedError(StorageError):
-    """Somebody else has opened the store since: whoever gets this must change nothing any more."""
+    """Another JobManager owns the store now. This is final: every later change raises it too, so do not try again."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,16 @@ class Ending:
 
 class JobStore(Protocol):
     """Every method raises StorageError when the store cannot be read or written just now."""
+
+    @property
+    def is_deposed(self) -> bool:
+        """Whether another JobManager owns the store."""
+
+    def depose(self) -> None:
+        """Refuse everything from now on: another JobManager owns the state folder."""
+
+    async def hold(self) -> None:
+        """Show other services that this store is in use, until this is cancelled or another JobManager owns it."""
 
     async def add(self, row: JobRow) -> bool:
         """Keep a new pending job. It is durable when this returns. False if another job has its id or its key."""

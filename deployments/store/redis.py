@@ -1,7 +1,8 @@
 """The job store in Redis: for a cluster whose JobManager may come up on any of its nodes.
 
-Every change is a script, so that it happens whole or not at all. Each opening of the store takes it over: whoever had
-it before is refused from then on, so that a JobManager that was cut off and comes back changes nothing any more.
+Every change is a script, so that it happens whole or not at all. Each opening of the store takes it over from earlier
+JobManagers of the same service, which are refused from then on: one that was cut off and comes back changes nothing any
+more.
 """
 
 import asyncio
@@ -9,6 +10,7 @@ import json
 import logging
 import uuid
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any, Self, get_args
 
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -27,8 +29,13 @@ FORMAT = "2"
 PREFIX = "{ace-step}"  # in braces, so that a Redis Cluster keeps all of it in one place
 CONNECTIONS = 16
 TIMEOUT_S = 5.0
+HELD_S = 10.0  # after which a service that ended without a word no longer keeps others out
+HOLD_AGAIN_S = 3.0
+HELD_POLL_S = 0.2
+TAKE_OVER_WITHIN_S = 60.0  # while Serve replaces a JobManager, two of them live for a moment
 RETRIES = 2
 READ_AT_ONCE = 200
+DEPOSED = "another job manager has taken the job store over"
 
 logger = logging.getLogger("ray.serve")
 
@@ -58,11 +65,14 @@ local function answer(value) return {redis.call('INCR', prefix .. ':writes'), va
 """
 
 TAKE_OVER = """
-local prefix, format = KEYS[1], ARGV[1]
+local prefix, format, service = KEYS[1], ARGV[1], ARGV[3]
+local held_by = redis.call('GET', prefix .. ':held_by')
+if held_by and held_by ~= service then return redis.error_reply('HELD') end
 local found = redis.call('GET', prefix .. ':format')
 if found and found ~= format then return redis.error_reply('FORMAT ' .. found) end
 redis.call('SET', prefix .. ':format', format)
 redis.call('SET', prefix .. ':owner', ARGV[2])
+redis.call('SET', prefix .. ':held_by', service, 'PX', ARGV[4])
 local last = redis.call('ZRANGE', prefix .. ':unfinished', -1, -1, 'WITHSCORES')[2] or '0'
 return {tonumber(redis.call('GET', prefix .. ':writes') or '0'), tonumber(last)}
 """
@@ -155,6 +165,22 @@ return answer(ids)
 """
 )
 
+HOLD = (
+    GUARD
+    + """
+redis.call('SET', prefix .. ':held_by', ARGV[3], 'PX', ARGV[4])
+return answer(1)
+"""
+)
+
+LET_GO = (
+    GUARD
+    + """
+redis.call('DEL', prefix .. ':held_by')
+return answer(1)
+"""
+)
+
 PUT_SETTING = (
     GUARD
     + """
@@ -164,6 +190,10 @@ return answer(1)
 )
 
 
+class _HeldError(StorageError):
+    """Another service uses the store."""
+
+
 class _RolledBackError(StorageError):
     """Changes that the store had confirmed are gone; nothing was changed."""
 
@@ -171,22 +201,30 @@ class _RolledBackError(StorageError):
 class RedisStore:
     """A JobStore. Durable as far as Redis is: with `appendfsync everysec` a crash of Redis may lose its last second.
 
+    `service` names the application: its JobManagers take the store over from each other, and never from another
+    application's that is alive.
+
     When a change finds earlier ones missing, what `known` answers is written first: the rows of all jobs that have not
     ended, and of those that have lately. So are all settings.
     """
 
-    def __init__(self, client: Redis, known: Callable[[], Sequence[JobRow]]) -> None:
+    def __init__(self, client: Redis, known: Callable[[], Sequence[JobRow]], service: str) -> None:
         self._redis = client
+        self._service = service
         self._known = known
         self._restoring = asyncio.Lock()
         self._settings: dict[str, str] = {}  # as they are kept, to be written again
         self._owner = ""
+        self.is_deposed = False
         self._writes = 0  # changes of the store that this one has seen
         self._last_number = 0  # of the job that was added last
 
     @classmethod
-    async def open(cls, url: str, known: Callable[[], Sequence[JobRow]]) -> Self:
-        """Connect and take the store over. Raises StorageError, StoreFormatError for a store of another version."""
+    async def open(cls, url: str, known: Callable[[], Sequence[JobRow]], service: str = "") -> Self:
+        """Connect and take the store over, as soon as no other service uses it.
+
+        Raises StorageError, also if one goes on using it; StoreFormatError for a store of another version.
+        """
         problem = url_problem(url)
         if problem is not None:
             raise StorageError(problem)
@@ -202,9 +240,9 @@ class RedisStore:
             )
         except ValueError:  # its text may hold a part of the password
             raise StorageError(f"the job store's URL cannot be used: {ENCODE}") from None
-        store = cls(Redis.from_pool(pool), known)
+        store = cls(Redis.from_pool(pool), known, service)
         try:
-            await store._take_over()
+            await store._take_over_when_free()
             store._settings = await store._read(lambda: store._redis.hgetall(f"{PREFIX}:settings"))
         except StorageError:
             await store.close()
@@ -273,7 +311,23 @@ class RedisStore:
             if owner == self._owner:  # else the old value may have been written again meanwhile
                 return
 
+    def depose(self) -> None:
+        self.is_deposed = True
+
+    async def hold(self) -> None:
+        while not self.is_deposed:
+            try:
+                await self._change(HOLD, self._service, str(int(1000 * HELD_S)))
+            except StoreDeposedError as error:
+                logger.error("%s", error)
+            except StorageError as error:
+                logger.warning("%s", error)
+            await asyncio.sleep(HOLD_AGAIN_S)
+
     async def close(self) -> None:
+        if self._owner and not self.is_deposed:
+            with suppress(StorageError):  # then others wait a little longer
+                await self._once(LET_GO)
         await self._redis.aclose()
 
     async def _restore(self, lost_by: str) -> None:
@@ -296,13 +350,28 @@ class RedisStore:
                     await self._once(FINISH, *_to_finish(row.request_id, ending, row.started_at))
                     await self._once(SET_CALLBACK, row.request_id, to_json(row.callback))
 
+    async def _take_over_when_free(self) -> None:
+        """Raises StorageError, StoreFormatError."""
+        clock_now = asyncio.get_running_loop().time
+        deadline = clock_now() + TAKE_OVER_WITHIN_S
+        while True:
+            try:
+                return await self._take_over()
+            except _HeldError:
+                if clock_now() > deadline:
+                    raise
+            await asyncio.sleep(HELD_POLL_S)
+
     async def _take_over(self) -> None:
+        """Raises _HeldError, StorageError, StoreFormatError."""
         owner = uuid.uuid4().hex
         try:
             self._writes, self._last_number = await self._read(
-                lambda: self._redis.eval(TAKE_OVER, 1, PREFIX, FORMAT, owner)
+                lambda: self._redis.eval(TAKE_OVER, 1, PREFIX, FORMAT, owner, self._service, str(int(1000 * HELD_S)))
             )
         except ResponseError as error:
+            if "HELD" in str(error):
+                raise _HeldError("another service uses the job store: stop it, or set another `store`") from error
             if str(error).startswith("FORMAT"):
                 formats = f"has format {str(error).removeprefix('FORMAT ')}, this version reads format {FORMAT}"
                 raise StoreFormatError(f"the job store in Redis {formats}; it was left as it is") from error
@@ -316,14 +385,20 @@ class RedisStore:
     async def _change(self, script: str, *arguments: str) -> Any:
         """Run a script that begins with GUARD, after what the store has lost is written again; its answer."""
         while True:
+            if self.is_deposed:
+                raise StoreDeposedError(DEPOSED)
             owner = self._owner
             try:
                 return await self._once(script, *arguments)
             except _RolledBackError:
-                await self._restore(owner)
+                try:
+                    await self._restore(owner)
+                except (StoreDeposedError, _HeldError):
+                    self.is_deposed = True
             except StoreDeposedError:
-                if owner == self._owner:
-                    raise
+                async with self._restoring:  # if it takes the store over just now, it was deposed by itself
+                    if owner == self._owner:
+                        self.is_deposed = True
 
     async def _once(self, script: str, *arguments: str) -> Any:
         guard = self._owner, str(self._writes)
@@ -333,7 +408,7 @@ class RedisStore:
             if "ROLLED_BACK" in str(error):
                 raise _RolledBackError("the job store has lost its last changes") from error
             if "DEPOSED" in str(error):
-                raise StoreDeposedError("another job manager has taken the job store over") from error
+                raise StoreDeposedError(DEPOSED) from error
             raise StorageError(f"the job store cannot be used just now: {error}") from error
         self._writes = max(self._writes, writes)
         return answer

@@ -7,7 +7,7 @@ from typing import Any
 
 from acestep_engine.params import Adapter, GenerationParams
 from deployments.messages import SongResult
-from deployments.store.protocol import Callback, JobRow
+from deployments.store.protocol import Callback, JobRow, StoreFormatError
 
 
 def to_json(value: object) -> str:
@@ -25,16 +25,20 @@ def from_texts(texts: Mapping[str, str]) -> JobRow:
 
 
 def row_of(values: Mapping[str, Any]) -> JobRow:
-    """A row of what its fields' JSON says."""
-    return JobRow(
-        **{
-            **values,
-            "songs": tuple(_song(song) for song in values["songs"]),
-            "results": tuple(SongResult(**result) for result in values["results"]),
-            "output_paths": tuple(values["output_paths"]),
-            "callback": None if values["callback"] is None else Callback(**values["callback"]),
-        }
-    )
+    """Return the row that its fields' JSON describes. Raises StoreFormatError for fields of another version."""
+    try:
+        return JobRow(
+            **{
+                **values,
+                "songs": tuple(_song(song) for song in values["songs"]),
+                "results": tuple(SongResult(**result) for result in values["results"]),
+                "output_paths": tuple(values["output_paths"]),
+                "callback": None if values["callback"] is None else Callback(**values["callback"]),
+            }
+        )
+    except (TypeError, KeyError) as error:
+        request_id = values.get("request_id")
+        raise StoreFormatError(f"the job {request_id} in the store was not written by this version: {error}") from error
 
 
 def _song(values: dict[str, Any]) -> GenerationParams:

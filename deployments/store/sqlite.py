@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar, get_args
 
 from deployments.messages import Status, StorageError
-from deployments.store.protocol import Callback, Ending, JobRow, StoreFormatError
+from deployments.store.protocol import Callback, Ending, JobRow, StoreDeposedError, StoreFormatError
 from deployments.store.rows import row_of, to_json
 
 SCHEMA_VERSION = 3
@@ -58,6 +58,13 @@ class SqliteStore:
         self._thread = thread
         self._waiting: list[tuple[Operation, asyncio.Future[Any]]] = []
         self._writer: asyncio.Task[None] | None = None
+        self.is_deposed = False
+
+    def depose(self) -> None:
+        self.is_deposed = True
+
+    async def hold(self) -> None:
+        """Return at once: the lock of the state folder keeps other services out."""
 
     @classmethod
     async def open(cls, path: Path) -> Self:
@@ -166,6 +173,8 @@ class SqliteStore:
 
     async def _run(self, operation: Callable[[sqlite3.Connection], T]) -> T:
         """Run `operation` in the store's thread; its changes are on the disk when this returns."""
+        if self.is_deposed:
+            raise StoreDeposedError("another job manager has taken the state folder over")
         answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._waiting.append((operation, answer))
         if self._writer is None or self._writer.done():
@@ -177,34 +186,53 @@ class SqliteStore:
             batch, self._waiting = self._waiting, []
             batch = [(operation, answer) for operation, answer in batch if not answer.cancelled()]
             operations = [operation for operation, _ in batch]
+            results: list[Any]
             try:
                 results = await asyncio.get_running_loop().run_in_executor(self._thread, self._commit, operations)
-                for (_, answer), result in zip(batch, results, strict=True):
-                    _settle(answer, result)
-            finally:  # only if the code above is wrong: whoever waits must hear of it
-                for _, answer in batch:
-                    _settle(answer, StorageError("the job store could not do that"))
+            except Exception as error:  # noqa: BLE001  callers must get an answer, whatever it is
+                results = [error] * len(batch)
+            for (_, answer), result in zip(batch, results, strict=True):
+                _settle(answer, result)
 
     def _commit(self, operations: Sequence[Operation]) -> list[Any]:
-        """The result of each operation, or the StorageError it failed with. Runs in the store's thread."""
+        """Return the result of each operation, or the exception it failed with. Runs in the store's thread.
+
+        A wrong operation fails alone: those that share its transaction are done again, one by one. What is wrong with
+        the file, such as a lock or a full disk, fails all of them at once.
+        """
+        try:
+            return self._transaction(operations)
+        except sqlite3.OperationalError as error:
+            return [_unusable(error)] * len(operations)
+        except Exception as error:  # noqa: BLE001  it is the caller's to handle
+            if len(operations) > 1:
+                return [result for operation in operations for result in self._commit([operation])]
+            return [_unusable(error) if isinstance(error, sqlite3.Error) else error]
+
+    def _transaction(self, operations: Sequence[Operation]) -> list[Any]:
+        """Do all operations or none."""
         db = self._connection
+        if db.in_transaction:  # an earlier rollback failed
+            db.execute("ROLLBACK")
         try:
             db.execute("BEGIN IMMEDIATE")
             results = [operation(db) for operation in operations]
             db.execute("COMMIT")
-        except sqlite3.Error as error:
+        except BaseException:
             if db.in_transaction:
                 db.execute("ROLLBACK")
-            if len(operations) > 1 and not isinstance(error, sqlite3.OperationalError):
-                return [result for operation in operations for result in self._commit([operation])]
-            return [StorageError(f"the job store cannot be used just now: {error}")] * len(operations)
+            raise
         return results
+
+
+def _unusable(error: sqlite3.Error) -> StorageError:
+    return StorageError(f"the job store cannot be used just now: {error}")
 
 
 def _settle(answer: "asyncio.Future[Any]", result: object) -> None:
     if answer.done():
         return
-    if isinstance(result, StorageError):
+    if isinstance(result, Exception):
         answer.set_exception(result)
     else:
         answer.set_result(result)

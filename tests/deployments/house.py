@@ -69,6 +69,7 @@ class ScriptedGenerator:
         self.script = script
         self.started: list[str] = []
         self.sources: list[Any] = []
+        self.jobs: list[RenderJob] = []
         self.encodings: list[tuple[object, ...]] = []
 
     def options(self, **options: object) -> Self:
@@ -77,6 +78,7 @@ class ScriptedGenerator:
     def remote(self, spec: ModelSpec, job: RenderJob, source: object, *encodings: object) -> ScriptedResponse:
         self.started.append(job.request_id)
         self.sources.append(source)
+        self.jobs.append(job)
         self.encodings.append(encodings)
         return ScriptedResponse(self.script(job))
 

@@ -20,7 +20,8 @@ from acestep_engine.model.low_rank import PlacedAdapter
 from acestep_engine.params import Adapter, AdapterLimits, GenerationParams, ModelSpec
 from acestep_engine.requests import Event, Finished, Inputs, Latents
 from deployments.engine_host import Call, EngineHost
-from deployments.failures import SharedStepError
+from deployments.failures import LatentSpaceError, SharedStepError
+from deployments.latent_space import latent_space_of
 from tests.nano_lora import save_nano_lora
 
 SPEC = ModelSpec("nano", str(NANO_PATH))
@@ -168,6 +169,23 @@ def test_another_model_waits_for_those_who_wait_for_an_adapter(
         unseen.result(TIMEOUT_S)
     loaded.result(TIMEOUT_S)
     latents(latents_before)
+
+
+def test_a_song_never_begins_from_latents_of_another_model(host: EngineHost) -> None:
+    space = latent_space_of(NANO_PATH)
+    first = call(SONG)
+    host.submit(first)
+    made = latents(first.end)
+    assert first.made_in == host.describe("r1", ()).latent_space == space
+    repaint = replace(SONG, task="repaint", repaint_start_s=0.2, repaint_end_s=0.6, duration_s=made.shape[-1] / 10.77)
+    songs = [replace(call(repaint), latent_space=name) for name in (space, "another", "")]
+    for one in songs:
+        one.inputs = replace(one.inputs, source=made)
+        host.submit(one)
+    latents(songs[0].end)
+    latents(songs[2].end)
+    with pytest.raises(LatentSpaceError, match="another model"):
+        songs[1].end.result(TIMEOUT_S)
 
 
 def test_what_is_decoded_is_told_before_the_end(host: EngineHost) -> None:

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 
 import numpy as np
 import pytest
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, OutOfMemoryError
 
 from acestep_engine.errors import NumericalError
 from acestep_engine.params import GenerationParams, Progress
@@ -21,6 +21,8 @@ from deployments.messages import (
     RenderJob,
     ReplicaState,
 )
+from deployments.runner import MAX_MEMORY_KILLS
+from deployments.store.protocol import JobRow
 from tests.deployments.house import (
     AUDIO,
     SONG,
@@ -53,6 +55,52 @@ async def test_a_job_that_ends_three_replicas_is_not_given_a_fourth(house: House
     assert (view.status, view.error_code, len(house.generator.started)) == ("failed", "replica_lost", 3)
     house.generator.script = sing
     assert (await house.end_of(await house.submit())).outcome == "completed"
+
+
+def killed_for_memory() -> OutOfMemoryError:
+    return OutOfMemoryError("Task was killed due to the node running low on memory.")
+
+
+async def test_a_replica_that_is_killed_for_memory_uses_up_no_attempt(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deployments.runner.MEMORY_PAUSE_S", 0.0)
+    ends = [killed_for_memory(), ActorDiedError, killed_for_memory(), killed_for_memory(), ActorDiedError]
+
+    async def be_killed(job: RenderJob) -> AsyncIterator[Message]:
+        yield Progress("diffusion", 1, 2)
+        counted.append((await stored()).attempts)
+        if ends:
+            raise ends.pop(0)
+        async for message in sing(job):
+            yield message
+
+    async def stored() -> JobRow:
+        row = await house.manager._store.get(request_id)
+        assert row is not None
+        return row
+
+    counted: list[int] = []
+    house.generator.script = be_killed
+    request_id = "a" * 32
+    await house.submit(request_id=request_id)
+    assert (await house.end_of(request_id)).outcome == "completed"
+    assert counted == [1, 1, 2, 2, 2, 3]
+
+
+async def test_a_song_whose_replicas_are_killed_for_memory_is_not_tried_for_ever(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deployments.runner.MEMORY_PAUSE_S", 0.0)
+
+    async def be_killed(job: RenderJob) -> AsyncIterator[Message]:
+        yield Progress("diffusion", 1, 2)
+        raise killed_for_memory()
+
+    house.generator.script = be_killed
+    view = await house.end_of(await house.submit())
+    assert (view.error_code, len(house.generator.started)) == ("replica_lost", MAX_MEMORY_KILLS + 1)
+    assert "out of memory" in (view.error or "")
 
 
 async def test_a_job_whose_engine_stands_still_fails_although_its_replica_lives(house: House) -> None:

@@ -2,6 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,20 +11,25 @@ from ray.exceptions import ActorDiedError
 
 from acestep_engine.errors import NumericalError
 from acestep_engine.params import GenerationParams, Progress
+from deployments.failures import LatentSpaceError
 from deployments.messages import (
     ByteArray,
     EarlierSong,
     JobNotEndedError,
     RenderJob,
+    ReplicaState,
     SongNotFoundError,
     SourceGoneError,
+    SourceOfOtherModelError,
     Upload,
 )
 from deployments.retention import RetentionTerms
 from tests.deployments.house import (
+    AUDIO,
     SONG,
     House,
     Message,
+    Script,
     failing,
     sing,
     sing_for_ever,
@@ -140,6 +147,49 @@ async def test_an_earlier_song_is_a_source_as_long_as_its_latents_are_kept(house
     (house.root / f"state/latents/{first}_0.safetensors").unlink()
     with pytest.raises(SourceGoneError):
         await house.submit(source=EarlierSong(first))
+
+
+async def test_latents_of_another_model_are_no_source_whatever_the_models_are_called(house: House) -> None:
+    house.generator.script = sing_in("first")
+    first = await house.submit()
+    await house.end_of(first)
+    await house.manager.report(ReplicaState("r1", "nano", "cpu", latent_space="second"))  # new weights, the same name
+    with pytest.raises(SourceOfOtherModelError):
+        await house.submit(source=EarlierSong(first))
+    await house.manager.report(ReplicaState("r1", "other", "cpu", latent_space="second"))  # not the current model
+    await house.manager.report(ReplicaState("r2", "nano", "cpu", latent_space="first"))
+    second = await house.submit(source=EarlierSong(first))
+    assert (await house.end_of(second)).outcome == "completed"
+    assert [job.latent_space for job in house.generator.jobs] == ["", "first"]
+
+
+@pytest.mark.parametrize(("model", "is_source"), [("nano", True), ("other", False)])
+async def test_latents_of_an_earlier_version_are_a_source_for_the_model_that_made_them(
+    house: House, model: str, is_source: bool
+) -> None:
+    async def sing_as_before(job: RenderJob) -> AsyncIterator[Message]:
+        yield replace(SONG, rest=AUDIO, model=model)
+
+    house.generator.script = sing_as_before
+    await house.manager.report(ReplicaState("r1", "nano", "cpu", latent_space="first"))
+    first = await house.submit()
+    await house.end_of(first)
+    with nullcontext() if is_source else pytest.raises(SourceOfOtherModelError):
+        second = await house.submit(source=EarlierSong(first))
+        assert (await house.end_of(second)).outcome == "completed"
+
+
+async def test_a_song_whose_source_the_model_does_not_understand_fails_for_this_reason(house: House) -> None:
+    house.generator.script = failing(LatentSpaceError("made by another model"))
+    view = await house.end_of(await house.submit())
+    assert (view.outcome, view.error_code, view.error) == ("failed", "source_of_other_model", "made by another model")
+
+
+def sing_in(latent_space: str) -> Script:
+    async def sing_there(job: RenderJob) -> AsyncIterator[Message]:
+        yield replace(SONG, rest=AUDIO, latent_space=latent_space)
+
+    return sing_there
 
 
 async def test_what_a_song_was_asked_for_is_known_longer_than_its_latents(house: House) -> None:

@@ -5,14 +5,18 @@ import json
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from acestep_engine.params import AudioFormat
 from deployments.messages import EarlierSong, SongResult, SourceGoneError, Upload
 from deployments.results import Folders, JobFiles
+from deployments.store.protocol import JobRow
 from tests.deployments.conftest import make_row
 
 AUDIO = np.frombuffer(b"RIFF and so on", dtype=np.uint8)
@@ -46,6 +50,16 @@ def test_each_song_of_a_job_is_read_back_and_its_latents_are_a_source(files: Job
     assert np.array_equal(files.read_source(files.keep_source(EarlierSong("a", 1))), LATENTS)
 
 
+def test_latents_say_in_which_space_they_lie_and_those_of_earlier_versions_say_nothing(
+    files: JobFiles, tmp_path: Path
+) -> None:
+    files.write_latents("a", 0, LATENTS, "ab12")
+    save_file({"latents": LATENTS}, tmp_path / "state/latents/b_0.safetensors")
+    spaces = [files.latent_space(files.keep_source(EarlierSong(name))) for name in "ab"]
+    assert spaces == ["ab12", ""]
+    assert np.array_equal(files.read_source(files.keep_source(EarlierSong("a"))), LATENTS)
+
+
 def test_the_latents_of_a_song_that_is_not_there_are_no_source(files: JobFiles) -> None:
     write_song(files, "a")
     with pytest.raises(SourceGoneError):
@@ -69,7 +83,7 @@ def test_saved_songs_have_the_documented_names_and_their_parameters_beside_them(
     row = make_row("a", songs=songs, request_json=request, output_paths=files.claim_outputs("flac", AT, 2))
     for index in range(2):
         write_song(files, "a", index, "flac")
-    assert [files.save_song(row, index, RESULT) for index in range(2)] == [
+    assert [files.save_song(row, index, RESULT).audio_path for index in range(2)] == [
         "./outputs/output_20261121103000_0.flac",
         "./outputs/output_20261121103000_1.flac",
     ]
@@ -114,6 +128,65 @@ def test_nothing_but_the_upload_is_left_of_a_job_that_did_not_complete(files: Jo
         files.save_song(row, index, RESULT)
     files.discard(row)
     assert all_files(tmp_path) == ["state/sources/5e"]
+
+
+def saved(files: JobFiles, folder: Path) -> tuple[JobRow, SongResult, Path]:
+    """A song that is kept and saved, and its saved file."""
+    write_song(files, "song")
+    row = replace(make_row("song", audio_format="wav"), output_paths=files.claim_outputs("wav", 1e9, 1))
+    result = files.save_song(row, 0, replace(RESULT, audio_bytes=AUDIO.nbytes))
+    return row, result, folder / row.output_paths[0]
+
+
+def read_back(files: JobFiles, result: SongResult) -> bytes:
+    return files.read_audio("song", 0, "wav", result=result).tobytes()
+
+
+def test_a_saved_song_takes_its_room_on_the_disk_once_however_often_it_is_saved(
+    files: JobFiles, tmp_path: Path
+) -> None:
+    row, result, output = saved(files, tmp_path / "outputs")
+    assert output.samefile(tmp_path / "state/results/song_0.wav")
+    assert files.save_song(row, 0, result) == result  # as after a restart
+    assert output.read_bytes() == read_back(files, result) == AUDIO.tobytes()
+    assert not [name for name in all_files(tmp_path) if name.endswith(".tmp")]
+    assert [one.freed_bytes < one.nbytes for one in files.kept()] == [True]
+    files.discard(replace(row, output_paths=()))
+    assert output.read_bytes() == AUDIO.tobytes()
+
+
+def test_a_song_is_copied_to_another_disk(tmp_path: Path) -> None:
+    shared_memory = Path("/dev/shm")
+    if not shared_memory.is_dir() or shared_memory.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("there is one file system only")
+    with TemporaryDirectory(dir=shared_memory) as folder:
+        files = JobFiles(Folders(tmp_path / "state", Path(folder), "./outputs"))
+        _, result, output = saved(files, Path(folder))
+        assert (output.read_bytes(), result.shared_mtime) == (AUDIO.tobytes(), 0.0)
+        output.write_bytes(b"edited")
+        assert read_back(files, result) == AUDIO.tobytes()
+
+
+@pytest.mark.parametrize("edit", [b"other audio of another length", bytes(AUDIO.nbytes)])
+def test_a_saved_song_that_is_edited_in_place_is_never_passed_off_as_the_one_that_was_made(
+    files: JobFiles, tmp_path: Path, edit: bytes
+) -> None:
+    _, result, output = saved(files, tmp_path / "outputs")
+    made_at = output.stat().st_mtime
+    output.write_bytes(edit)
+    os.utime(output, (made_at + 60, made_at + 60))
+    with pytest.raises(FileNotFoundError, match="edited"):
+        read_back(files, result)
+    assert output.read_bytes() == edit
+
+
+def test_a_saved_song_that_is_replaced_or_removed_leaves_the_kept_one_alone(files: JobFiles, tmp_path: Path) -> None:
+    _, result, output = saved(files, tmp_path / "outputs")
+    (tmp_path / "new").write_bytes(b"edited")
+    (tmp_path / "new").replace(output)  # as most editors save
+    assert read_back(files, result) == AUDIO.tobytes()
+    output.unlink()
+    assert read_back(files, result) == AUDIO.tobytes()
 
 
 def test_old_results_are_removed_and_new_ones_stay(files: JobFiles, tmp_path: Path) -> None:

@@ -4,18 +4,22 @@ import asyncio
 import gc
 import logging
 import pathlib
+import shutil
 import time
 import tracemalloc
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from acestep_engine.params import Progress
-from deployments.messages import EarlierSong, RenderJob
+from deployments.messages import EarlierSong, RenderJob, StorageError, Upload
 from deployments.results import JobFiles
 from deployments.retention import RetentionTerms
 from tests.deployments.house import SONG, House, Message, sing, sing_for_ever, until
+from tests.faults.campaign import NotStagedError
+from tests.faults.disks import mounted
 from tests.redis_server import RedisServer
 
 SONG_BYTES = 100_000  # of audio; its latents are small
@@ -102,12 +106,85 @@ async def test_the_last_result_stays_however_large_it_is(house: House) -> None:
 async def test_a_file_that_was_used_since_it_was_counted_is_not_removed(house: House) -> None:
     first, _ = await ended(house, 2)
     files = JobFiles(house.config.folders)
-    counted = files.kept_jobs()[:1]
+    counted = files.kept()[:1]
     assert [job.request_id for job in counted] == [first]
     await asyncio.sleep(0.01)  # for the file system's clock
     files.keep_source(EarlierSong(first))
-    files.remove_jobs(counted)
+    files.remove(counted)
     assert [name for name in house.files() if first in name] == [f"state/latents/{first}_0.safetensors"]
+
+
+async def test_uploads_count_for_the_quota_and_the_oldest_go_first(house: House) -> None:
+    await house.close()
+    await house.open(retention=quota(3.5), songs_per_size=8, queue_size=20)
+    house.generator.script = sing_for_ever
+    audio = np.zeros(SONG_BYTES, np.uint8)
+    for number in range(6):  # as a client does that submits and cancels
+        request_id = await house.submit(source=Upload(f"{number}", audio))
+        await house.manager.cancel(request_id)
+        await asyncio.sleep(0.01)  # for the file system's clock
+    needed = await house.submit(source=Upload("needed", audio))
+
+    async def three_are_left() -> bool:
+        return sorted(house.files()) == ["state/sources/4", "state/sources/5", "state/sources/needed"]
+
+    await until(three_are_left)
+    await house.manager.cancel(needed)
+
+
+async def test_the_last_tenth_of_a_disk_is_never_filled(tmp_path: Path) -> None:
+    """On a small disk of its own: the oldest results go, and if that does not help, nothing is accepted."""
+    song_bytes, state, foreign = 400_000, tmp_path / "state", tmp_path / "state/foreign"
+
+    async def sing_long(job: RenderJob) -> AsyncIterator[Message]:
+        yield np.zeros(song_bytes, np.uint8)
+        yield SONG
+
+    try:
+        disk = mounted(state, f"size={24 * 2**20}")
+        disk.__enter__()
+    except NotStagedError as reason:
+        pytest.skip(str(reason))
+    house = House(tmp_path)
+    house.generator.script = sing_long
+    try:
+        await house.open(retention=RetentionTerms(result_ttl_s=3600, row_ttl_s=7200, disk_reserve=0.1))
+        ids: list[str] = []
+        for _ in range(60):
+            ids += await ended(house, 1)
+            usage = shutil.disk_usage(state)
+            assert usage.free > 0.1 * usage.total - 2 * song_bytes
+        kept = await outcomes(house, ids)
+        expired = kept.count("expired")
+        assert kept == ["expired"] * expired + ["completed"] * (60 - expired)
+        assert 5 < expired < 50
+        for _ in range(60):
+            with foreign.open("ab") as file:
+                file.write(bytes(max(0, shutil.disk_usage(state).free - 1_000_000)))
+            try:
+                await ended(house, 1)
+            except StorageError as refusal:
+                assert "almost full" in str(refusal)  # noqa: PT017  how many are made before, the disk's blocks decide
+                break
+        else:
+            pytest.fail("nothing was refused")
+        foreign.unlink()
+        await asyncio.sleep(1.1)  # it does not look again at once
+        await ended(house, 1)
+    finally:
+        await house.close()
+        disk.__exit__(None, None, None)
+
+
+async def test_a_resend_is_answered_with_its_job_even_if_the_disk_is_full(house: House) -> None:
+    asked = {"key": "order 7", "request_digest": "d"}
+    request_id = await house.submit(**asked)
+    await house.end_of(request_id)
+    await house.close()
+    await house.open(retention=RetentionTerms(result_ttl_s=3600, row_ttl_s=7200, disk_reserve=0.999999))
+    with pytest.raises(StorageError):
+        await house.submit()
+    assert await house.submit(**asked) == request_id
 
 
 ROUND = 50
@@ -121,6 +198,7 @@ async def a_round(house: House) -> tuple[int, int, int, int]:
         await house.end_of(request_id)
     house.generator.started.clear()
     house.generator.sources.clear()
+    house.generator.jobs.clear()
     house.generator.encodings.clear()
     await house.manager._retention.clean_up(time.time() + house.config.retention.row_ttl_s + 1)
     rows = sum((await house.manager.queue_status()).status_counts.values())

@@ -37,6 +37,54 @@ async def test_who_opened_the_store_before_changes_nothing_any_more(server: Redi
     await after.close()
 
 
+async def test_two_services_never_share_a_redis(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deployments.store.redis.TAKE_OVER_WITHIN_S", 0.3)
+    ours = await RedisStore.open(server.url, list, "ours")
+    again = await RedisStore.open(server.url, list, "ours")  # as after its JobManager was replaced
+    with pytest.raises(StorageError, match="another service uses the job store"):
+        await RedisStore.open(server.url, list, "theirs")
+    assert await again.add(make_row("a"))
+    await again.close()
+    theirs = await RedisStore.open(server.url, list, "theirs")
+    assert [row.request_id for row in await theirs.unfinished()] == ["a"]
+    for store in (ours, theirs):
+        await store.close()
+
+
+async def test_a_service_that_died_keeps_others_out_for_a_moment_only_and_one_that_is_idle_for_good(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deployments.store.redis.HELD_S", 0.5)
+    monkeypatch.setattr("deployments.store.redis.HOLD_AGAIN_S", 0.1)
+    monkeypatch.setattr("deployments.store.redis.TAKE_OVER_WITHIN_S", 1.5)
+    idle = await RedisStore.open(server.url, list, "idle")
+    holding = asyncio.create_task(idle.hold())
+    with pytest.raises(StorageError, match="another service"):
+        await RedisStore.open(server.url, list, "theirs")
+    holding.cancel()  # as its process dies
+    theirs = await RedisStore.open(server.url, list, "theirs")
+    holding = asyncio.create_task(idle.hold())  # it had been frozen only
+    await asyncio.wait_for(holding, 5)
+    assert idle.is_deposed
+    with pytest.raises(StoreDeposedError):
+        await idle.add(make_row("a"))
+    assert await theirs.add(make_row("b"))
+    for store in (idle, theirs):
+        await store.close()
+
+
+async def test_who_is_deposed_takes_nothing_over_when_redis_forgets(server: RedisServer) -> None:
+    before = await RedisStore.open(server.url, list, "ours")
+    await before.add(make_row("a"))
+    server.empty()
+    theirs = await RedisStore.open(server.url, list, "theirs")
+    with pytest.raises(StoreDeposedError):
+        await before.add(make_row("b"))
+    assert await theirs.add(make_row("c"))
+    for store in (before, theirs):
+        await store.close()
+
+
 async def test_a_redis_that_was_killed_has_every_accepted_job(tmp_path: Path) -> None:
     with RedisServer(tmp_path) as server:
         store = await RedisStore.open(server.url, list)

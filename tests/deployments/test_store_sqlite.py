@@ -10,7 +10,7 @@ import pytest
 
 from deployments.messages import StorageError
 from deployments.store import sqlite
-from deployments.store.protocol import StoreFormatError
+from deployments.store.protocol import StoreDeposedError, StoreFormatError
 from deployments.store.sqlite import SqliteStore
 from tests.deployments.conftest import make_row
 
@@ -84,6 +84,37 @@ async def test_one_wrong_change_does_not_fail_those_beside_it(tmp_path: Path) ->
     answers = await asyncio.gather(*(store.add(row) for row in rows), return_exceptions=True)
     assert [type(answer) for answer in answers] == [bool, StorageError, bool]
     assert [row.request_id for row in await store.unfinished()] == ["a", "c"]
+    await store.close()
+
+
+async def test_what_fails_outside_of_the_database_fails_alone_and_leaves_no_transaction_open(tmp_path: Path) -> None:
+    store = await SqliteStore.open(tmp_path / "jobs.sqlite3")
+    rows = [make_row("a"), make_row("b", audio_format="\ud800"), make_row("c")]  # no UTF-8
+    answers = await asyncio.gather(*(store.add(row) for row in rows), return_exceptions=True)
+    assert [type(answer) for answer in answers] == [bool, UnicodeEncodeError, bool]
+    assert await store.add(make_row("d"))
+    assert [row.request_id for row in await store.unfinished()] == ["a", "c", "d"]
+    await store.close()
+
+
+async def test_a_row_with_fields_of_another_version_fails_its_readers_only(tmp_path: Path) -> None:
+    store = await SqliteStore.open(tmp_path / "jobs.sqlite3")
+    await store.add(make_row("a"))
+    foreign = '[{"prompt": "", "lyrics": "", "duration_s": 1.0, "oss_steps": [], "colour": 3}]'
+    await store._run(lambda db: db.execute("UPDATE jobs SET songs = ?", (foreign,)))
+    read, added = await asyncio.gather(store.get("a"), store.add(make_row("b")), return_exceptions=True)
+    assert isinstance(read, StoreFormatError)
+    assert "the job a in the store" in str(read)
+    assert added is True
+    await store.close()
+
+
+async def test_a_deposed_store_refuses_everything(tmp_path: Path) -> None:
+    store = await SqliteStore.open(tmp_path / "jobs.sqlite3")
+    await store.add(make_row("a"))
+    store.depose()
+    with pytest.raises(StoreDeposedError):
+        await store.set_attempts("a", 1)
     await store.close()
 
 

@@ -20,7 +20,7 @@ HOUR_S = 3_600.0
 
 
 @contextmanager
-def with_hooks(folder: Path) -> Iterator[Application]:
+def with_hooks(folder: Path, **jobs: float) -> Iterator[Application]:
     """The same, but a file in `faults` makes something happen in its processes."""
     (folder / "faults").mkdir()
     environment = {
@@ -28,7 +28,14 @@ def with_hooks(folder: Path) -> Iterator[Application]:
         "ACESTEP_FAULTS": str(folder / "faults"),
         "RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": str(STORE_BYTES),
     }
-    with Application(folder / "app", {"jobs": {"lease_s": LEASE_S}}, environment) as application:
+    with Application(folder / "app", {"jobs": {"lease_s": LEASE_S} | jobs}, environment) as application:
+        yield application
+
+
+@contextmanager
+def with_hooks_and_little_patience(folder: Path) -> Iterator[Application]:
+    """The same, but an engine whose step takes 15 s hangs."""
+    with with_hooks(folder, job_timeout_s=30.0) as application:
         yield application
 
 
@@ -56,6 +63,16 @@ def sticky_error(stage: Stage) -> float:
     """The replica is replaced, and its songs are made by the next one."""
     generator = stage.application.pid_of("Generator")
     recovery_s = _made_in_spite_of(stage, "sticky")
+    assert stage.application.pid_of("Generator") != generator
+    return recovery_s
+
+
+def engine_hangs(stage: Stage) -> float:
+    """In a step that never ends: the replica is replaced, and no song times out."""
+    generator = stage.application.pid_of("Generator")
+    neighbour = stage.ledger.submit(LONG)
+    recovery_s = _made_in_spite_of(stage, "hang")
+    assert stage.ledger.until_ended(neighbour) == "completed"
     assert stage.application.pid_of("Generator") != generator
     return recovery_s
 
@@ -156,5 +173,6 @@ FAULTS = [
     Fault("the clock jumps an hour ahead", clock_jumps_ahead, with_hooks),
     Fault("the clock jumps an hour back", clock_jumps_back, with_hooks),
     Fault("object store full", object_store_full, with_hooks, times=1),
+    Fault("the engine's thread hangs", engine_hangs, with_hooks_and_little_patience, times=2),
     Fault("calls between processes lost", calls_lost, with_lost_calls),
 ]

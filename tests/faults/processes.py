@@ -16,6 +16,7 @@ from tests.faults.ledger import LONG, SHORT, in_parallel, step_of
 
 LEASE_S = 10.0
 WINDOW_POLL_S = 0.001
+IDLE_CPUS = 0.3  # what a Generator uses at most that makes no song
 TOGETHER_S = 0.2  # jobs that begin within so little time begin at once
 PRIORITIES = (5,) * 8 + (5, 2, 9, 5, 7, 2, 9, 5)  # of jobs in the order they are submitted; eight run at once
 
@@ -103,6 +104,19 @@ def job_manager_killed(stage: Stage) -> float:
     stage.ledger.until_running_again(running)
     recovery_s = time.monotonic() - killed_at
     assert [stage.ledger.until_ended(one) for one in (running, *waiting)] == ["completed"] * 4
+    return recovery_s
+
+
+def state_folder_taken_over(stage: Stage) -> float:
+    """The lock of the state folder is another file now: the JobManager leaves its songs to the next one."""
+    running, manager = stage.ledger.submit(LONG), stage.application.pid_of("JobManager")
+    stage.ledger.until_running(running)
+    taken_at = time.monotonic()
+    (stage.application.state / "lock").unlink()
+    stage.ledger.until_running_again(running)
+    recovery_s = time.monotonic() - taken_at
+    assert stage.application.pid_of("JobManager") != manager
+    assert stage.ledger.until_ended(running) == "completed"
     return recovery_s
 
 
@@ -228,6 +242,34 @@ def cancel_to_free_slot(stage: Stage) -> float:
     return recovery_s
 
 
+def cancelled_at_once(stage: Stage) -> float:
+    """Several clients submit songs and cancel them at once: none of them is made unseen."""
+
+    def submit_and_cancel(number: int) -> None:
+        request_id = stage.ledger.submit(LONG, audio_duration=240, infer_step=200)
+        time.sleep(number % 5 / 50)
+        stage.ledger.cancel(request_id)
+
+    in_parallel(submit_and_cancel, range(100), at_once=5)
+    cancelled_at = time.monotonic()
+    generator = stage.application.pid_of("Generator")
+    while (share := _cpu_share(generator)) > IDLE_CPUS:
+        assert time.monotonic() < cancelled_at + 15, f"the Generator still uses {share:.1f} CPUs"
+    return time.monotonic() - cancelled_at
+
+
+def _cpu_share(pid: int) -> float:
+    """How many CPUs a process uses, over a second."""
+    before, started_at = _cpu_ticks(pid), time.monotonic()
+    time.sleep(1.0)
+    return (_cpu_ticks(pid) - before) / os.sysconf("SC_CLK_TCK") / (time.monotonic() - started_at)
+
+
+def _cpu_ticks(pid: int) -> int:
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return int(user) + int(system)
+
+
 @contextmanager
 def locked(store: Path) -> Iterator[None]:
     """Nobody else can write the store meanwhile."""
@@ -267,12 +309,14 @@ FAULTS = [
     Fault("text encoder killed", text_encoder_killed, one_machine),
     Fault("ingress killed after commit", ingress_killed_after_commit, one_machine, is_fast=True),
     Fault("JobManager killed", job_manager_killed, one_machine),
+    Fault("state folder taken over", state_folder_taken_over, one_machine, times=2, is_fast=True),
     Fault("JobManager killed while clients wait", job_manager_killed_while_clients_wait, one_machine),
     Fault("controller killed", controller_killed, one_machine, times=2),
     Fault("a job that kills its replica three times", job_that_kills_its_replica_three_times, one_machine, times=1),
     Fault("Generator frozen past its lease", generator_frozen_past_its_lease, one_machine, times=2),
     Fault("Generator frozen for good", generator_frozen_for_good, one_machine, times=1),
     Fault("cancel to free slot", cancel_to_free_slot, one_machine, is_fast=True),
+    Fault("cancelled as soon as submitted", cancelled_at_once, one_machine, is_fast=True),
     Fault("SIGTERM, then started again", told_to_stop_and_started_again, one_machine, times=2),
     Fault("every process killed: the queue's order", queue_keeps_its_order, one_machine, times=1),
     Fault("every process killed, then started again", everything_killed_and_started_again, one_machine, times=2),

@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import redis
+
+from deployments.store.redis import PREFIX
 from tests.faults.application import Application
 from tests.faults.campaign import Fault, Stage
 from tests.faults.ledger import LONG, in_parallel
@@ -38,11 +41,11 @@ def redis_killed_and_started(stage: Stage) -> float:
 
 
 def _away(stage: Stage, how: signal.Signals) -> float:
-    redis, jobs = _redis(stage), _jobs_under_way(stage)
-    redis.stop(how)
+    server, jobs = _redis(stage), _jobs_under_way(stage)
+    server.stop(how)
     assert stage.ledger.try_to_submit() == 503
     time.sleep(AWAY_S)
-    redis.start()
+    server.start()
     return _all_end(stage, jobs)
 
 
@@ -52,18 +55,28 @@ def redis_emptied(stage: Stage) -> float:
     return _all_end(stage, jobs)
 
 
+def redis_taken_over(stage: Stage) -> float:
+    """As by another JobManager of this service, which then died: the deposed one is replaced."""
+    jobs, manager = _jobs_under_way(stage), stage.application.pid_of("JobManager")
+    with redis.Redis.from_url(_redis(stage).url) as client:
+        client.set(f"{PREFIX}:owner", "another")
+    recovery_s = _all_end(stage, jobs)
+    assert stage.application.pid_of("JobManager") != manager
+    return recovery_s
+
+
 def last_second_of_redis_lost(stage: Stage) -> float:
     """It comes back with the files of a moment ago: jobs that were accepted since are written again."""
-    redis = _redis(stage)
+    server = _redis(stage)
     file = stage.application.folder.parent / "redis" / "appendonly.aof"
     before = stage.ledger.submit()
     copy = file.read_bytes()
     since = _jobs_under_way(stage)
     ended = stage.ledger.submit()
     stage.ledger.until_ended(ended)
-    redis.stop(signal.SIGKILL)
+    server.stop(signal.SIGKILL)
     file.write_bytes(copy)
-    redis.start()
+    server.start()
     return _all_end(stage, [before, *since, ended])
 
 
@@ -95,6 +108,7 @@ def _redis(stage: Stage) -> RedisServer:
 
 
 FAULTS = [
+    Fault("Redis taken over by another JobManager", redis_taken_over, with_redis, times=2),
     Fault("Redis stopped and started", redis_stopped_and_started, with_redis),
     Fault("Redis killed and started", redis_killed_and_started, with_redis),
     Fault("Redis emptied", redis_emptied, with_redis),

@@ -1,7 +1,7 @@
 """Read by every Python process of an application under test: lets a file in ACESTEP_FAULTS make a fault happen in it.
 
-`out-of-memory`, `sticky` and `nan` happen once, in the next forward of a Generator; `clock` holds by how many seconds
-the clocks of all processes are ahead.
+`out-of-memory`, `sticky`, `nan` and `hang` happen once, in the next forward of a Generator; `clock` holds by how many
+seconds the clocks of all processes are ahead.
 """
 
 import os
@@ -36,6 +36,8 @@ def _change(engine: ModuleType) -> None:
             raise torch.OutOfMemoryError("staged: no room for this forward")
         if _happens("sticky"):
             raise RuntimeError("CUDA error: an illegal memory access was encountered (staged)")
+        if _happens("hang"):
+            threading.Event().wait()
         if _happens("nan"):
             return _spoilt(self, forward, requests)
         return forward(self, requests)
