@@ -102,7 +102,7 @@ def test_saved_songs_have_the_documented_names_and_their_parameters_beside_them(
 def test_a_file_of_floats_is_called_as_a_wav_file_is(files: JobFiles, tmp_path: Path) -> None:
     row = make_row("a", output_paths=files.claim_outputs("wav32", AT, 1), audio_format="wav32")
     write_song(files, "a", 0, "wav32")
-    assert files.save_song(row, 0, RESULT) == "./outputs/output_20261121103000_0.wav"
+    assert files.save_song(row, 0, RESULT).audio_path == "./outputs/output_20261121103000_0.wav"
     assert files.read_audio("a", 0, "wav32").tobytes() == AUDIO.tobytes()
     assert (tmp_path / "outputs/output_20261121103000_0_input_params.json").exists()
     assert (tmp_path / "state/results/a_0.wav").exists()
