@@ -11,7 +11,7 @@ from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
 from serve_app.start.errors import StartError
-from serve_app.start.folders import choose_ray_folder
+from serve_app.start.folders import choose_folders
 
 Environment = MutableMapping[str, str]
 
@@ -101,7 +101,7 @@ def _prepare_own_cluster(environment: Environment) -> None:
     environment.setdefault("RAY_AUTH_MODE", "token")
     if environment["RAY_AUTH_MODE"].lower() == "token":
         _have_token(environment)
-    choose_ray_folder(environment)
+    choose_folders(environment)
 
 
 def _have_token(environment: Environment) -> None:

@@ -14,6 +14,7 @@ RAY_NEEDS_MIB = 100
 MIB = 2**20
 SOCKET_PATH_BYTES = 103 if sys.platform == "darwin" else 107  # the longest name of a UNIX socket
 RAY_SOCKET = "ray/session_2026-11-30_19-16-00_123456_1234567/sockets/plasma_store"  # Ray's longest, below its folder
+PYTHON_SOCKET = "pymp-12345678/listener-12345678"  # of a process that forks others, below TMPDIR
 
 
 def writing_problem(folder: Path) -> str | None:
@@ -31,6 +32,14 @@ def writing_problem(folder: Path) -> str | None:
     except OSError as error:
         return error.strerror or str(error)
     return None
+
+
+def choose_folders(environment: MutableMapping[str, str]) -> None:
+    """Set RAY_TMPDIR and TMPDIR where Ray cannot use what they are. Raises StartError as `choose_ray_folder` does."""
+    choose_ray_folder(environment)
+    temporary = environment.get("TMPDIR")
+    if temporary is not None and len(os.fsencode(Path(temporary) / PYTHON_SOCKET)) > SOCKET_PATH_BYTES:
+        environment["TMPDIR"] = environment.get("RAY_TMPDIR", "/tmp")  # else Ray's dashboard does not start
 
 
 def choose_ray_folder(environment: MutableMapping[str, str]) -> None:

@@ -24,7 +24,7 @@ from serve_app.start.checks import check_listening
 from serve_app.start.cluster import raised_in
 from serve_app.start.environment import EMPTY_IS_UNSET, drop_empty, have_home, names_cluster, prepare, token_of
 from serve_app.start.errors import StartError
-from serve_app.start.folders import choose_ray_folder, ray_folder_problem, writing_problem
+from serve_app.start.folders import choose_folders, choose_ray_folder, ray_folder_problem, writing_problem
 from serve_app.start.gcs import check_cluster_answers
 from serve_app.start.ready import banner, wait_until_healthy
 from tests.e2e.server import free_port
@@ -327,6 +327,15 @@ def test_another_folder_is_taken_where_the_systems_is_of_no_use_to_ray(
     choose_ray_folder(variables)
     assert ray_folder_problem(Path(variables["RAY_TMPDIR"])) is None
     assert temporary in capsys.readouterr().err
+
+
+def test_a_temporary_folder_that_is_too_long_for_the_sockets_of_python_is_replaced_as_well() -> None:
+    variables = {"TMPDIR": "/tmp/" + "x" * 70, "RAY_TMPDIR": "/tmp"}
+    choose_folders(variables)
+    assert variables["TMPDIR"] == "/tmp/" + "x" * 70
+    variables["TMPDIR"] += "x"
+    choose_folders(variables)
+    assert variables["TMPDIR"] == "/tmp"
 
 
 @pytest.mark.parametrize("folder", ["/tmp/" + "x" * 78, "/proc/none"])
