@@ -2,10 +2,7 @@
 
 import asyncio
 import dataclasses
-import faulthandler
 import logging
-import os
-import sys
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
@@ -26,6 +23,7 @@ from acestep_engine.encode import AudioEncoder
 from acestep_engine.params import OUTPUT_SAMPLE_RATE_HZ, AdapterLimits, ModelSpec, Progress
 from acestep_engine.requests import Decoded, Finished, Inputs, Latents
 from deployments.failures import is_unexpected
+from deployments.hangs import end_hanging_replica, end_process
 from deployments.heartbeats import with_heartbeats
 from deployments.messages import JOB_MANAGER, ByteArray, Heartbeat, Rendered, RenderJob, is_latents
 
@@ -237,17 +235,13 @@ class Generator:
     async def check_health(self) -> None:
         """End the process when a step takes far too long or the engine's thread has ended. Serve calls it each second.
 
-        Serve then starts another replica, and the songs are made there. An exception alone would not do: Serve lets an
-        unhealthy replica finish its songs first, which never end.
+        Serve then starts another replica, and the songs are made there.
         """
         busy_for_s = self._host.busy_for_s()
-        if busy_for_s <= self._hangs_after_s and not self._host.is_dead:
-            return
-        what = "has ended" if self._host.is_dead else f"has been at one step for {busy_for_s:.0f} s"
-        logger.error("this replica ends, because its engine's thread %s", what)
-        if sys.__stderr__ is not None:
-            faulthandler.dump_traceback(sys.__stderr__)  # where it hangs
-        _end_process()
+        if self._host.is_dead:
+            end_hanging_replica("its engine's thread has ended")
+        elif busy_for_s > self._hangs_after_s:
+            end_hanging_replica(f"its engine has been at one step for {busy_for_s:.0f} s")
 
     def __del__(self) -> None:
         if hasattr(self, "_reporting"):
@@ -312,13 +306,7 @@ class Generator:
 def _make_host(device: str | None, download_to: str | None, adapter_limits: AdapterLimits) -> "EngineHost":
     from deployments.engine_host import EngineHost  # takes seconds, and only the replica needs it
 
-    return EngineHost(device, download_to, adapter_limits, on_gpu_lost=_end_process)
-
-
-def _end_process() -> None:
-    """Callers see it at once, and Serve starts another; an answer or a failed health check would take far longer."""
-    logging.shutdown()
-    os._exit(1)
+    return EngineHost(device, download_to, adapter_limits, on_gpu_lost=end_process)
 
 
 def _teller_of_adapters(limits: AdapterLimits) -> Callable[[str], Awaitable[str]]:

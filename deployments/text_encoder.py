@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -16,6 +17,7 @@ from acestep_engine.errors import EngineError, RequestError
 from acestep_engine.params import ModelSpec
 from deployments.cpus import available_cpus
 from deployments.failures import is_unexpected
+from deployments.hangs import end_hanging_replica
 from deployments.messages import LyricLineReading, LyricReading
 
 if TYPE_CHECKING:  # it takes seconds to import, and only the replica needs it
@@ -38,9 +40,15 @@ class TextEncoder:
     """Encodes together what has come in meanwhile, and keeps what was encoded lately. One thread uses the encoder."""
 
     async def __init__(  # type: ignore[misc]
-        self, spec: ModelSpec, use_gpu: bool, cache_entries: int, max_batch_size: int, download_to: str | None
+        self,
+        spec: ModelSpec,
+        use_gpu: bool,
+        cache_entries: int,
+        max_batch_size: int,
+        download_to: str | None,
+        hangs_after_s: float,
     ) -> None:
-        """Returns once the encoder is in memory; `download_to` is as the Generator's.
+        """Returns once the encoder is in memory; `download_to` and `hangs_after_s` are as the Generator's.
 
         Raises CheckpointError if it cannot be loaded.
         """
@@ -51,6 +59,8 @@ class TextEncoder:
         self._max_batch_size = max_batch_size
         self._loaded: tuple[ModelSpec, Encoder] | None = None  # of the thread
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encoder", initializer=_use_half_the_cpus)
+        self._hangs_after_s = hangs_after_s
+        self._busy_since: float | None = None  # None: it encodes nothing
         self._waiting: list[_Waiting] = []
         self._encoding: asyncio.Task[None] | None = None
         await self.load(spec)
@@ -71,6 +81,12 @@ class TextEncoder:
         """Have this model's encoder in memory. Raises CheckpointError; then none is loaded."""
         await self._in_thread(lambda: self._encoder_for(spec))
 
+    async def check_health(self) -> None:
+        """End the process when a batch takes far too long: its calls are made elsewhere. Serve calls it often."""
+        busy_since = self._busy_since
+        if busy_since is not None and time.monotonic() - busy_since > self._hangs_after_s:
+            end_hanging_replica("it has been at one batch for too long")
+
     async def _encode_waiting(self) -> None:
         """Until nobody waits: the first, and with it all others that want the same model."""
         while self._waiting:
@@ -89,12 +105,16 @@ class TextEncoder:
 
     def _encode(self, spec: ModelSpec, requests: Sequence[EncodeRequest]) -> list[Conditioning | Exception]:
         try:
-            return list(self._encoder_for(spec).encode(requests))
+            encoder = self._encoder_for(spec)  # however long that takes
+            self._busy_since = time.monotonic()
+            return list(encoder.encode(requests))
         except RequestError as error:
             if len(requests) == 1:
                 return [error]
         except EngineError as error:
             return [error] * len(requests)
+        finally:
+            self._busy_since = None
         return [answer for request in requests for answer in self._encode(spec, [request])]  # only the wrong one fails
 
     def _read_lyrics(self, spec: ModelSpec, lyrics: str, vocal_language: str | None) -> LyricReading:

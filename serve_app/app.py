@@ -171,6 +171,7 @@ def _text_encoder(settings: Settings, placement: Placement, models: Models, logg
         encoder.cache_entries,
         encoder.max_batch_size,
         models.download_to,
+        hangs_after_s(settings.jobs.job_timeout_s),
     )
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from acestep_engine.params import ModelSpec
 from deployments.text_encoder import TextEncoder, logger
 
 NANO = ModelSpec("nano", str(NANO_PATH))
+HANGS_AFTER_S = 60.0
 WORDS = EncodeRequest("piano", "[verse]\nla la")
 
 
@@ -34,7 +36,7 @@ class Recorder(TextEncoder):
 async def encoder() -> Recorder:
     encoder = Recorder.__new__(Recorder)  # as Serve does: the constructor is a coroutine
     encoder.batches = []
-    await TextEncoder.__init__(encoder, NANO, False, 0, 3, None)  # type: ignore[misc]
+    await TextEncoder.__init__(encoder, NANO, False, 0, 3, None, HANGS_AFTER_S)  # type: ignore[misc]
     return encoder
 
 
@@ -47,6 +49,34 @@ async def test_the_first_is_encoded_at_once_and_with_it_all_who_come_in_the_same
     assert encoder.batches == [["a", "b", "c"], ["d", "e"]]  # three at most
     await encoder.encode(NANO, asked("f"))
     assert encoder.batches[2:] == [["f"]]
+
+
+async def test_a_replica_that_hangs_in_a_batch_ends_and_one_that_waits_stays(
+    encoder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends: list[str] = []
+    monkeypatch.setattr("deployments.text_encoder.end_hanging_replica", ends.append)
+    hangs, released = threading.Event(), threading.Event()
+
+    def hang(self: object, requests: Sequence[EncodeRequest]) -> list[Conditioning]:
+        hangs.set()
+        released.wait()
+        return []
+
+    monkeypatch.setattr("acestep_engine.text_encoder.TextEncoder.encode", hang)
+    encoder._hangs_after_s = 0.1
+    encoding = asyncio.create_task(encoder.encode(NANO, WORDS))
+    await asyncio.to_thread(hangs.wait)
+    await asyncio.sleep(0.2)
+    await encoder.check_health()
+    assert len(ends) == 1
+    released.set()
+    encoding.cancel()
+    await asyncio.gather(encoding, return_exceptions=True)
+    await encoder._in_thread(lambda: None)
+    await asyncio.sleep(0.2)
+    await encoder.check_health()
+    assert len(ends) == 1
 
 
 async def test_each_gets_what_it_would_get_alone(encoder: Recorder) -> None:
