@@ -13,7 +13,7 @@ from acestep_engine.live_request import LiveRequest
 from acestep_engine.model.autoencoder import MusicAutoencoder
 from acestep_engine.model.transformer import Transformer
 from acestep_engine.offload import Residency
-from acestep_engine.params import MAX_DURATION_S, latent_frames
+from acestep_engine.params import MAX_LATENT_FRAMES, longest_source_samples
 from acestep_engine.requests import Latents
 
 
@@ -48,7 +48,7 @@ class Beginner:
 
     def _encode_source(self, source: SourceAudio) -> Tensor:
         """Latents (8, 16, T) of the source; what is past the longest song is left out."""
-        samples = source.samples[:, : int(MAX_DURATION_S * source.sample_rate_hz)]
+        samples = source.samples[:, : longest_source_samples(source.sample_rate_hz)]
         with self._residency.use(self._autoencoder):
             return self._autoencoder.encode(torch.tensor(samples), source.sample_rate_hz)
 
@@ -59,4 +59,4 @@ def _known_latents(source: Latents | None) -> Tensor | None:
         return None
     latents = torch.tensor(source)
     check_latents(latents)
-    return latents[..., : latent_frames(MAX_DURATION_S)]
+    return latents[..., :MAX_LATENT_FRAMES]

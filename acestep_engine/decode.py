@@ -17,8 +17,8 @@ from acestep_engine.decode_units import (
     interleaved,
 )
 from acestep_engine.errors import LatentShapeError, NumericalError
-from acestep_engine.model.autoencoder import LATENT_CHANNELS, LATENT_HEIGHT, SAMPLES_PER_LATENT, MusicAutoencoder
-from acestep_engine.params import MEL_FRAMES_PER_LATENT, MODEL_SAMPLE_RATE_HZ, OUTPUT_SAMPLE_RATE_HZ
+from acestep_engine.model.autoencoder import LATENT_CHANNELS, LATENT_HEIGHT, MusicAutoencoder
+from acestep_engine.params import MEL_FRAMES_PER_LATENT, MODEL_SAMPLE_RATE_HZ, OUTPUT_SAMPLE_RATE_HZ, SAMPLES_PER_LATENT
 
 OVERLAPPED_OVER_S = 48.0  # the published pipeline decodes shorter songs in one piece even when asked to overlap
 

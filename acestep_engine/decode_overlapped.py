@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from acestep_engine.decode_units import AUDIO_SHARE, MelMaker, SongBuffers, Unit, interleaved
-from acestep_engine.model.autoencoder import SAMPLES_PER_LATENT, MusicAutoencoder
-from acestep_engine.params import MEL_FRAMES_PER_LATENT, MEL_HOP_SAMPLES, MODEL_SAMPLE_RATE_HZ
+from acestep_engine.model.autoencoder import MusicAutoencoder
+from acestep_engine.params import MEL_FRAMES_PER_LATENT, MEL_HOP_SAMPLES, MODEL_SAMPLE_RATE_HZ, SAMPLES_PER_LATENT
 
 LATENT_WINDOW = 512
 LATENT_HOP = 256

@@ -23,7 +23,13 @@ MODEL_SAMPLE_RATE_HZ = 44_100  # what the mel filter bank and the vocoder work a
 OUTPUT_SAMPLE_RATE_HZ = 48_000
 MEL_HOP_SAMPLES = 512
 MEL_FRAMES_PER_LATENT = 8
-LATENT_RATE_HZ = MODEL_SAMPLE_RATE_HZ / (MEL_HOP_SAMPLES * MEL_FRAMES_PER_LATENT)
+SAMPLES_PER_LATENT = MEL_HOP_SAMPLES * MEL_FRAMES_PER_LATENT  # at the model's rate
+LATENT_RATE_HZ = MODEL_SAMPLE_RATE_HZ / SAMPLES_PER_LATENT
+
+# Seconds are counted in whole ticks. A second has so many that a millisecond, and a sample at every multiple or usual
+# fraction of 44.1 and 48 kHz, is a whole number of them.
+TICKS_PER_S = 705_600_000
+TICKS_PER_LATENT = TICKS_PER_S // MODEL_SAMPLE_RATE_HZ * SAMPLES_PER_LATENT
 
 
 def file_extension(audio_format: AudioFormat) -> str:
@@ -32,8 +38,38 @@ def file_extension(audio_format: AudioFormat) -> str:
 
 
 def latent_frames(duration_s: float) -> int:
-    """Latent frames that cover `duration_s` of audio, about 10.77 per second, rounded down."""
-    return int(duration_s * MODEL_SAMPLE_RATE_HZ / MEL_HOP_SAMPLES / MEL_FRAMES_PER_LATENT)
+    """Return the whole latent frames within `duration_s` of audio, about 10.77 per second.
+
+    It is the published `int(duration_s * 44100 / 512 / 8)` for every duration of whole milliseconds. That product is
+    rounded, and so one frame short for 168 of the 2,583 durations that are a whole number of frames; this is not.
+    """
+    return round(duration_s * TICKS_PER_S) // TICKS_PER_LATENT
+
+
+def latent_duration_s(frames: int) -> float:
+    """Return the seconds that `frames` latent frames last; `latent_frames` answers the same frames for them."""
+    return frames * SAMPLES_PER_LATENT / MODEL_SAMPLE_RATE_HZ
+
+
+MAX_LATENT_FRAMES = latent_frames(MAX_DURATION_S)
+
+
+def encoded_frames(samples: int, sample_rate_hz: int) -> int:
+    """Return the latent frames that audio of `samples` per channel is encoded to: its end is filled with silence."""
+    return -(-samples * MODEL_SAMPLE_RATE_HZ // (sample_rate_hz * SAMPLES_PER_LATENT))
+
+
+def longest_source_samples(sample_rate_hz: int) -> int:
+    """Return the samples per channel of a source that are used: what is past the longest song is left out."""
+    return MAX_LATENT_FRAMES * SAMPLES_PER_LATENT * sample_rate_hz // MODEL_SAMPLE_RATE_HZ
+
+
+def decoded_frames(duration_s: float) -> int:
+    """Return the latent frames that a finished song of `duration_s` was decoded from: the nearest whole number.
+
+    A song has a whole number of samples at 48 kHz, so that it lasts a little more or less than its frames.
+    """
+    return (2 * round(duration_s * TICKS_PER_S) + TICKS_PER_LATENT) // (2 * TICKS_PER_LATENT)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -55,19 +54,16 @@ class SamplerState:
 def make_schedule(
     scheduler: SchedulerType, steps: int, oss_steps: Sequence[int] = (), sigma_max: float = 1.0
 ) -> Schedule:
-    """The published schedule of `steps` steps starting at noise level `sigma_max` in 0..1.
+    """Return the published schedule of `steps` steps starting at noise level `sigma_max` in 0..1.
 
-    `oss_steps` picks single steps (1-based, increasing) of a schedule as long as the last of them; the picked sigmas
-    are shifted once more, as published.
+    `oss_steps` picks single steps (1-based, increasing) of a schedule as long as the last of them. As published, the
+    picked timesteps are rounded to float32 on the way to sigmas and back, and are shifted once more.
     """
+    tensor = _sigmas(max(oss_steps, default=steps), sigma_max)
     if oss_steps:
-        full = _sigmas(max(oss_steps), sigma_max)
-        picked = full[[step - 1 for step in oss_steps]] * TRAIN_TIMESTEPS / TRAIN_TIMESTEPS
-        sigmas = _shift(picked)
-    else:
-        sigmas = _sigmas(steps, sigma_max)
-    count = len(sigmas)
-    tensor = torch.from_numpy(sigmas.astype(np.float32))
+        timesteps = tensor * TRAIN_TIMESTEPS
+        tensor = _shift(timesteps[[step - 1 for step in oss_steps]] / TRAIN_TIMESTEPS)
+    count = len(tensor)
     zero = torch.zeros(1)
     if scheduler == "heun":
         timesteps = torch.cat([tensor[:1], tensor[1:].repeat_interleave(2)]) * TRAIN_TIMESTEPS
@@ -143,8 +139,8 @@ def _bounds(sigma_max: float) -> tuple[float, float]:
     return sigmas[0].item(), sigmas[-1].item()
 
 
-def _sigmas(steps: int, sigma_max: float) -> npt.NDArray[np.float64]:
+def _sigmas(steps: int, sigma_max: float) -> Tensor:
+    """Computed in float64 and kept in float32, as published."""
     lowest, highest = _bounds(sigma_max)
     timesteps = np.linspace(highest * TRAIN_TIMESTEPS, lowest * TRAIN_TIMESTEPS, steps)
-    sigmas: npt.NDArray[np.float64] = _shift(timesteps / TRAIN_TIMESTEPS)
-    return sigmas
+    return torch.from_numpy(_shift(timesteps / TRAIN_TIMESTEPS).astype(np.float32))

@@ -8,11 +8,11 @@ import torch
 
 from acestep_engine.audio import SourceAudio
 from acestep_engine.decode import decode_latents
-from acestep_engine.model.autoencoder import SAMPLES_PER_LATENT
 from acestep_engine.params import (
     LATENT_RATE_HZ,
     MODEL_SAMPLE_RATE_HZ,
     OUTPUT_SAMPLE_RATE_HZ,
+    SAMPLES_PER_LATENT,
     GenerationParams,
     ModelSpec,
     latent_frames,

@@ -8,6 +8,7 @@ from typing import Any
 from acestep_engine.params import (
     LATENT_RATE_HZ,
     MAX_DURATION_S,
+    MAX_LATENT_FRAMES,
     SOURCE_TASKS,
     Adapter,
     AudioFormat,
@@ -191,7 +192,7 @@ def _extended_s(request: GenerateRequest, found: FoundSource) -> float:
         raise invalid(
             name, f"there is nothing to add: give seconds here or on the other side, {1 / LATENT_RATE_HZ:.2g} s or more"
         )
-    room = max(0, latent_frames(MAX_DURATION_S) - found.frames)
+    room = max(0, MAX_LATENT_FRAMES - found.frames)
     if added > room:
         lasts = f"the source lasts {found.duration_s:.2f} s, so there is room for {room / LATENT_RATE_HZ:.2f} s"
         raise invalid(name, f"{left_s + right_s:g} s are too many: {lasts} of the {MAX_DURATION_S:g} s in all")

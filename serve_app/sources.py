@@ -1,6 +1,5 @@
 """Where the source of a request comes from: with it, from the operator's folder, from an earlier upload or job."""
 
-import math
 import re
 from dataclasses import dataclass
 from functools import partial
@@ -8,7 +7,13 @@ from functools import partial
 import anyio.to_thread
 import numpy as np
 
-from acestep_engine.params import LATENT_RATE_HZ, MAX_DURATION_S, GenerationParams
+from acestep_engine.params import (
+    MAX_LATENT_FRAMES,
+    GenerationParams,
+    decoded_frames,
+    encoded_frames,
+    latent_duration_s,
+)
 from deployments.messages import (
     ByteArray,
     EarlierSong,
@@ -51,7 +56,7 @@ class FoundSource:
 
     @property
     def duration_s(self) -> float:
-        return min(MAX_DURATION_S, self.frames / LATENT_RATE_HZ)
+        return latent_duration_s(self.frames)
 
 
 def source_name(found: FoundSource | None) -> str | None:
@@ -112,7 +117,7 @@ async def _uploaded_before(service: Service, field: str, digest: str) -> ByteArr
 async def _checked(service: Service, field: str, data: ByteArray, name: str | None = None) -> FoundSource:
     check = partial(checked_upload, field, data, service.settings.limits)
     upload, info = await anyio.to_thread.run_sync(check, limiter=service.decoding)
-    frames = math.ceil(info.duration_s * LATENT_RATE_HZ)
+    frames = min(encoded_frames(info.frames, info.sample_rate_hz), MAX_LATENT_FRAMES)
     return FoundSource(field, upload, frames, name or f"upload:{upload.digest}")
 
 
@@ -129,7 +134,7 @@ async def _earlier_song(service: Service, request_id: str, index: int) -> FoundS
         raise _problem(409, "source_failed", JOB_FIELD, f"that job has no song: {job_error(error.view)}") from None
     except SongNotFoundError as error:
         raise invalid("source_index", f"{error.index} is no song of that job: it has {error.songs}, from 0") from None
-    frames = round(song.duration_s * LATENT_RATE_HZ)
+    frames = decoded_frames(song.duration_s)
     return FoundSource(JOB_FIELD, EarlierSong(request_id, index), frames, song=song.params, is_kept=song.is_kept)
 
 

@@ -21,10 +21,15 @@ from acestep_engine.model.mel import LogMel, MelConfig
 from acestep_engine.model.resampling import Resampler
 from acestep_engine.model.vocoder import Vocoder, VocoderConfig
 from acestep_engine.model.windows import with_halo
-from acestep_engine.params import MEL_FRAMES_PER_LATENT, MEL_HOP_SAMPLES, MODEL_SAMPLE_RATE_HZ
+from acestep_engine.params import (
+    MEL_FRAMES_PER_LATENT,
+    MEL_HOP_SAMPLES,
+    MODEL_SAMPLE_RATE_HZ,
+    SAMPLES_PER_LATENT,
+    encoded_frames,
+)
 
 LATENT_CHANNELS, LATENT_HEIGHT = 8, 16
-SAMPLES_PER_LATENT = MEL_HOP_SAMPLES * MEL_FRAMES_PER_LATENT
 
 # The published normalisation: log-mel in [-11, 3] becomes [-1, 1], latents get unit variance.
 MEL_MIN, MEL_MAX = -11.0, 3.0
@@ -75,14 +80,16 @@ class MusicAutoencoder:
 
     @torch.inference_mode()
     def encode(self, audio: Tensor, sample_rate_hz: int) -> Tensor:
-        """Stereo audio (2, N) to latents (8, 16, ceil(N44 / 4096)), float32, where N44 is N at 44.1 kHz.
+        """Encode stereo audio (2, N) to latents (8, 16, `encoded_frames` of N), float32.
 
         Silence is appended up to a whole latent frame. Raises AudioError if the audio is empty or not stereo.
         """
         if audio.ndim != 2 or audio.shape[0] != 2 or audio.shape[1] == 0:
             raise AudioError(f"audio of shape {tuple(audio.shape)} cannot be encoded, expected (2, N) with N >= 1")
         signal = self.resample(audio, sample_rate_hz, MODEL_SAMPLE_RATE_HZ)
-        signal = F.pad(signal, (0, -signal.shape[-1] % SAMPLES_PER_LATENT))
+        # Counted, not taken from the resampled signal: torchaudio's length is a sample short for some long sources.
+        length = encoded_frames(audio.shape[1], sample_rate_hz) * SAMPLES_PER_LATENT
+        signal = F.pad(signal, (0, length - signal.shape[-1]))
         mel = (self.mel(signal) - MEL_MIN) / (MEL_MAX - MEL_MIN)  # (2, 128, 8T), mostly in [0, 1]
         image = ((mel - 0.5) / 0.5).to(self.dtype)
         latents: Tensor = self.dcae.encoder(_channels_last(image[None]))[0].float()  # (8, 16, T)

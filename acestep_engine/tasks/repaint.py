@@ -9,7 +9,7 @@ from torch import Tensor
 
 from acestep_engine import samplers
 from acestep_engine.errors import ParameterError
-from acestep_engine.params import MAX_DURATION_S, GenerationParams, latent_frames
+from acestep_engine.params import MAX_DURATION_S, MAX_LATENT_FRAMES, GenerationParams, latent_frames
 from acestep_engine.samplers import SamplerState, Schedule
 from acestep_engine.tasks.denoise import Denoise, turned
 from acestep_engine.tasks.guided import Guided, noise_like
@@ -106,7 +106,7 @@ def extend(
         raise ParameterError(
             "right_extend_length", "there is nothing to add: ask for more seconds on the left or right"
         )
-    if left + frames + right > latent_frames(MAX_DURATION_S):
+    if left + frames + right > MAX_LATENT_FRAMES:
         raise ParameterError("right_extend_length", f"the result would be longer than {MAX_DURATION_S:g} s")
     noise = noise_like(source, generator)
     rounds = -(-(left + right) // frames)  # one, as published, unless more is to be added than there is

@@ -1,3 +1,6 @@
+import random
+
+import numpy as np
 import pytest
 import torch
 
@@ -50,6 +53,36 @@ def test_oss_steps_take_as_many_steps_as_they_name(scheduler: SchedulerType) -> 
     assert schedule.steps == 5
     assert schedule.sigmas[-1] == 0.0
     assert bool((schedule.sigmas.diff() <= 0).all())
+
+
+def published_oss_timesteps(oss_steps: tuple[int, ...]) -> list[float]:
+    """Recompute them number by number, rounding to float32 wherever the published pipeline keeps a float32."""
+    single, shift = np.float32, 3.0
+    bounds = [shift * s / (1 + (shift - 1) * s) for s in (single(1) / single(1000), single(1))]
+    timesteps = []
+    for timestep in np.linspace(float(bounds[1]) * 1000, float(bounds[0]) * 1000, max(oss_steps)):
+        sigma = float(timestep) / 1000
+        timesteps.append(single(shift * sigma / (1 + (shift - 1) * sigma)) * single(1000))
+    picked = [timesteps[step - 1] / single(1000) for step in oss_steps]
+    shifted = [single(shift) * s / (single(1) + single(shift - 1) * s) for s in picked]
+    return [float(s * single(1000)) for s in shifted]
+
+
+def oss_lists(count: int) -> list[tuple[int, ...]]:
+    draw = random.Random(7)
+    return [tuple(sorted(draw.sample(range(1, 201), draw.randint(1, 30)))) for _ in range(count)]
+
+
+PUBLISHED_OSS = [(1,), (3, 7), (2, 4, 5, 9, 16), (16, 29, 52, 96, 129, 158, 172, 183, 189, 200)]
+
+
+@pytest.mark.parametrize("oss_steps", [*PUBLISHED_OSS, *oss_lists(60)], ids=str)
+def test_picked_steps_have_the_published_timesteps_to_the_bit(oss_steps: tuple[int, ...]) -> None:
+    schedule = samplers.make_schedule("euler", 60, oss_steps)
+    assert schedule.timesteps.tolist() == published_oss_timesteps(oss_steps)
+    pingpong, heun = (samplers.make_schedule(kind, 60, oss_steps) for kind in ("pingpong", "heun"))  # type: ignore[arg-type]
+    assert torch.equal(pingpong.timesteps, schedule.timesteps)
+    assert torch.equal(heun.timesteps[1::2], schedule.timesteps[1:])
 
 
 def test_a_schedule_that_begins_at_less_noise_begins_lower() -> None:

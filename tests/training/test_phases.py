@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from acestep_engine.model.autoencoder import SAMPLES_PER_LATENT as LATENT_SAMPLES
+from acestep_engine.params import SAMPLES_PER_LATENT as LATENT_SAMPLES
 from training.nano.phases import DELAY_S_PER_HZ, MOVED_HZ, Phases, clock
 
 RATE_HZ = 44_100

@@ -21,8 +21,9 @@ import torch.nn.functional as F
 
 from acestep_engine.checkpoint import AUTOENCODER
 from acestep_engine.devices import keep_freed_memory
-from acestep_engine.model.autoencoder import LATENT_CHANNELS, LATENT_HEIGHT, SAMPLES_PER_LATENT
+from acestep_engine.model.autoencoder import LATENT_CHANNELS, LATENT_HEIGHT
 from acestep_engine.model.mel import LogMel, MelConfig
+from acestep_engine.params import SAMPLES_PER_LATENT
 from training.nano.autoencoder import encode, load_dcae
 from training.nano.compose import Wish, compose
 from training.nano.render import render

@@ -27,9 +27,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from acestep_engine.model.autoencoder import SAMPLES_PER_LATENT
 from acestep_engine.model.mel import MelConfig
-from acestep_engine.params import MEL_FRAMES_PER_LATENT, MEL_HOP_SAMPLES, MODEL_SAMPLE_RATE_HZ
+from acestep_engine.params import MEL_FRAMES_PER_LATENT, MEL_HOP_SAMPLES, MODEL_SAMPLE_RATE_HZ, SAMPLES_PER_LATENT
 
 MEL = MelConfig()
 CLOCK_NEPERS = 4.0

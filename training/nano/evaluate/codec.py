@@ -5,7 +5,7 @@ from statistics import fmean, median
 
 from acestep_engine.decode import AUDIO_WINDOW, FIRST_WINDOW, SHORT_SONG
 from acestep_engine.decode_units import first_and_equal_windows
-from acestep_engine.model.autoencoder import SAMPLES_PER_LATENT
+from acestep_engine.params import SAMPLES_PER_LATENT
 from training.nano.evaluate.report import Mark
 from training.nano.evaluate.roundtrip import CLICK, click_ratio, mel_error_nepers
 from training.nano.evaluate.spectra import Audio

@@ -6,8 +6,7 @@ from itertools import pairwise
 from statistics import fmean
 
 from acestep_engine.audio import SourceAudio
-from acestep_engine.model.autoencoder import SAMPLES_PER_LATENT
-from acestep_engine.params import GenerationParams, latent_frames
+from acestep_engine.params import SAMPLES_PER_LATENT, GenerationParams, latent_frames
 from acestep_engine.requests import Song
 from training.nano.evaluate.maker import Maker
 from training.nano.evaluate.report import Mark, at_least, percent
