@@ -134,8 +134,8 @@ FIXED_DETAILS: Mapping[str, str] = {
     "internal_error": "something failed inside the service; its log has the details under this request_id",
     "generation_failed": "the music could not be generated; the service's log has the details under this request_id",
     "service_unavailable": "the service is starting or restarting; ask again in a moment",
-    "storage_unavailable": "nothing was accepted: the job store cannot be written just now, or the disk has too little room "
-    "left (jobs.disk_reserve); ask again in a moment",
+    "storage_unavailable": "nothing was accepted: the job store cannot be written just now, or the disk has too little "
+    "room left (jobs.disk_reserve); ask again in a moment",
     "model_unavailable": "the model is not configured or could not be loaded; the service's log says why",
     "client_disconnected": "the client left before its request was complete",
 }
