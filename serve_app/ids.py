@@ -1,11 +1,9 @@
 """The ids of jobs."""
 
-import re
 from dataclasses import dataclass
 
 from deployments.messages import JobNotFoundError
-
-REQUEST_ID = re.compile(r"[0-9a-f]{8}(-?)[0-9a-f]{4}\1[0-9a-f]{4}\1[0-9a-f]{4}\1[0-9a-f]{12}")
+from serve_app.request_ids import REQUEST_ID
 
 
 def known_form(request_id: str) -> str:

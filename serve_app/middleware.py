@@ -17,8 +17,8 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.errors import HttpProblem, problem_response
-from serve_app.ids import REQUEST_ID
 from serve_app.printable import printable
+from serve_app.request_ids import REQUEST_ID
 
 logger = logging.getLogger("ray.serve.acestep")  # Ray Serve's handlers write it
 

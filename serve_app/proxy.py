@@ -6,7 +6,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.ids import REQUEST_ID as REQUEST_ID_FORM
+from serve_app.request_ids import REQUEST_ID as REQUEST_ID_FORM
 
 logger = logging.getLogger("ray.serve.acestep")  # Ray Serve's handlers write it
 

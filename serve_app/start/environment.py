@@ -98,6 +98,8 @@ def _prepare_own_cluster(environment: Environment) -> None:
     # Ray's monitor kills its own workers when any program takes memory. It would kill the service without any help to
     # the others.
     environment.setdefault("RAY_memory_monitor_refresh_ms", "0")
+    # Serve ends a proxy that is not ready after 5 s, three times, and the start fails: too little on a busy machine.
+    environment.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
     environment.setdefault("RAY_AUTH_MODE", "token")
     if environment["RAY_AUTH_MODE"].lower() == "token":
         _have_token(environment)

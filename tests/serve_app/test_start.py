@@ -140,6 +140,7 @@ def test_without_an_address_a_cluster_is_started(address: str, tmp_path: Path) -
     prepare(variables, None)
     assert "RAY_ADDRESS" not in variables
     assert variables["RAY_memory_monitor_refresh_ms"] == "0"
+    assert variables["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] == "60"
 
 
 @pytest.mark.parametrize("mode", ["token", "disabled"])
