@@ -260,8 +260,8 @@ def _form_fields(pairs: list[tuple[str, str]]) -> dict[str, object]:
 
 
 def _is_given(name: str, value: object) -> bool:
-    if not isinstance(value, str):
-        return True
+    if not isinstance(value, str) or name in FLAG_FIELDS:
+        return True  # a blank switch is refused: PHP writes false so, and it must not become true
     if ALIASES.get(name, name) in NULL_FIELDS and value.strip() in NULL_WORDS:
         return False
     return bool(value.strip()) or name in BLANK_MEANS_BLANK

@@ -53,6 +53,12 @@ async def test_of_a_switch_the_last_value_holds_as_checkboxes_send_it(
     assert song.use_erg_tag is False
 
 
+async def test_a_blank_switch_is_refused_and_not_taken_for_its_default(client: httpx.AsyncClient) -> None:
+    response = await client.post("/generate_music_async", content=b"prompt=jazz&use_erg_tag=", headers=FORM)
+    assert response.status_code == 422
+    assert response.json()["errors"] == [{"field": "use_erg_tag", "problem": "'' is neither true nor false"}]
+
+
 async def test_other_fields_stand_once(client: httpx.AsyncClient) -> None:
     response = await client.post("/generate_music_async", content=b"infer_step=5&infer_step=6", headers=FORM)
     assert (response.status_code, response.json()["code"]) == (400, "duplicate_key")
