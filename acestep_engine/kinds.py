@@ -1,4 +1,4 @@
-"""What kind of file something is, by its bytes alone, and what is done with it."""
+"""The kinds of audio files, told by their bytes alone, and how each is read."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -49,7 +49,7 @@ class AdapterUpdate:
 
     @property
     def bound(self) -> float:
-        """What no element of `scale * up @ down` is larger than."""
+        """An upper bound of the elements of `scale * up @ down`."""
         return abs(self.scale) * self.rank * self.up.largest() * self.down.largest()
 
 

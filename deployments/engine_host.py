@@ -152,7 +152,7 @@ class EngineHost:
 
     @property
     def is_dead(self) -> bool:
-        """Whether the engine's thread has ended although nobody closed it."""
+        """Return whether the engine's thread has ended without being closed."""
         return not self._closed and not self._thread.is_alive()
 
     def describe(self, replica_id: str, gpu_ids: tuple[str, ...]) -> ReplicaState:

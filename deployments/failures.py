@@ -84,7 +84,7 @@ def is_replica_loss(cause: BaseException) -> bool:
 
 
 def is_memory_kill(cause: BaseException) -> bool:
-    """Whether Ray's memory monitor ended the replica, because its machine ran out of memory, whoever had taken it."""
+    """Return whether Ray's memory monitor ended the replica, because its machine ran out of memory."""
     if isinstance(cause, RayTaskError):
         return False
     return isinstance(cause, OutOfMemoryError) or (

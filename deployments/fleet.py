@@ -71,7 +71,7 @@ class Fleet:
         self._reports[state.replica_id] = time.monotonic(), state
 
     def understands(self, latent_space: str, made_by: str) -> bool:
-        """Whether latents mean something to the current model, as far as that is known.
+        """Return whether latents mean something to the current model, as far as that is known.
 
         `latent_space` is what they say of themselves. Where they say nothing, `made_by` names the model that made them,
         and may be empty too.

@@ -1,4 +1,4 @@
-"""Which latents mean something to which model."""
+"""The identity of a latent space: latents mean something only to models of the same autoencoder."""
 
 import hashlib
 from pathlib import Path

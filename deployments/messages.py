@@ -208,7 +208,7 @@ class AudioPart:
 
 @dataclass(frozen=True)
 class LyricLineReading:
-    """How one line of lyrics, or a part of it in a language of its own, was read.
+    """The reading of one line of lyrics, or of a part of it in a language of its own.
 
     `source` says why it has its language: tag, given or detected.
     """

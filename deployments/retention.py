@@ -56,7 +56,7 @@ class Retention:
             self._over_quota.set()
 
     async def make_room(self, with_output: bool) -> bool:
-        """Whether the disk has room for another song, after the oldest results have gone if need be.
+        """Return whether the disk has room for another song, after the oldest results have gone if need be.
 
         `with_output` asks for room on the disk of the output folder too. Raises StorageError, OSError.
         """

@@ -38,7 +38,7 @@ class StateLock:
                 return cls(folder / "lock", descriptor)
 
     def is_lost(self) -> bool:
-        """Whether the locked file is no longer the folder's, so that another process may have locked the new one."""
+        """Return whether the locked file is no longer the folder's: another process may have locked the new one."""
         try:
             there = os.stat(self._path)
         except FileNotFoundError:

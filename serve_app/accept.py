@@ -1,4 +1,4 @@
-"""What an Accept header asks for: the kind of an answer, and of audio its format."""
+"""Accept headers: the kind of an answer that they ask for, and of audio its format."""
 
 import re
 from collections.abc import Mapping
@@ -61,7 +61,7 @@ def media_ranges(request: Request) -> list[MediaRange]:
 
 
 def wanted(request: Request, usual: Kind, *others: Kind) -> Kind:
-    """Which of the kinds that a route has is asked for, by `?format=` or by Accept; `*/*` is the usual one.
+    """Return the kind of answer that `?format=` or Accept asks for, of those that a route has; `*/*` is the usual one.
 
     An Accept that names JSON among other types, and takes everything, gets what the route usually answers.
     Raises HttpProblem 422 for a `format` that the route does not have.
@@ -84,7 +84,7 @@ def wanted(request: Request, usual: Kind, *others: Kind) -> Kind:
 
 
 def _names_json_only(ranges: list[MediaRange]) -> bool:
-    """Whether nothing but JSON, and whatever else there may be, is named."""
+    """Return whether nothing but JSON, and whatever else there may be, is named."""
     return all(one.name == "*/*" or one.name.startswith(MEDIA_RANGES["json"]) for one in ranges)
 
 
@@ -120,7 +120,7 @@ def _quality_of_format(ranges: list[MediaRange], audio_format: AudioFormat) -> f
 
 
 def _names(one: MediaRange, audio_format: AudioFormat) -> bool:
-    """Whether an entry names a format. A plain `audio/ogg` is every Ogg file, and `audio/wav` every WAV file."""
+    """Return whether an entry names a format. A plain `audio/ogg` is every Ogg file, and `audio/wav` every WAV file."""
     known = AUDIO_TYPES.get(one.name)
     if known == "ogg" and audio_format == "opus":
         return not one.codecs or one.audio_format == "opus"

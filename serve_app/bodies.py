@@ -65,7 +65,7 @@ TEXT_FIELDS = ({*GenerateRequest.model_fields, *ALIASES} | {AUDIO_BASE64}) - {
 
 @dataclass(frozen=True)
 class Body:
-    """What a body says. `files` has the bytes of the part that is the route's file, not checked yet."""
+    """The content of a body. `files` has the bytes of the part that is the route's file, not checked yet."""
 
     fields: dict[str, object]
     files: dict[str, bytes] = field(default_factory=dict)
@@ -73,7 +73,7 @@ class Body:
 
 @dataclass(frozen=True)
 class BodyLimits:
-    """How large a body may be, and how slow.
+    """The largest size and the slowest pace of a body.
 
     `text_bytes` bounds everything in it but audio, which is a file or the value of `audio_base64`: only this much is
     ever parsed. `stall_s` is a time in which nothing came.

@@ -61,7 +61,7 @@ class BodyRooms:
 
 
 class BodyRoom:
-    """What one body holds."""
+    """The bytes that one body holds."""
 
     def __init__(self, rooms: BodyRooms) -> None:
         self._rooms = rooms

@@ -15,7 +15,7 @@ def known_form(request_id: str) -> str:
 
 @dataclass(frozen=True)
 class SongAddress:
-    """Which song of which job an address means. Some players want the extension of the file at its end."""
+    """The song of a job that an address means. Some players want the extension of the file at its end."""
 
     request_id: str
     index: int

@@ -118,7 +118,7 @@ def _without_unread_sources(asked: GenerateRequest, intake: Intake) -> tuple[Gen
 
 
 def _defaults(request: Request, intake: Intake, answers_audio: bool) -> Mapping[str, object]:
-    """What holds for fields that a request does not give. Raises HttpProblem 406 for audio types that are not made."""
+    """Return the values of fields that a request does not give. Raises HttpProblem 406 for unknown audio types."""
     audio_format = wanted_format(request, intake.usual_format) if answers_audio else intake.usual_format
     return {"format": audio_format, **intake.defaults}
 

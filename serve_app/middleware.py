@@ -1,4 +1,4 @@
-"""What stands around the whole application, error answers included: ids, CORS, HEAD, spellings of paths, caching.
+"""Middleware around the whole application, error answers included: ids, CORS, HEAD, spellings of paths, caching.
 
 Request ─▶ LostClients ─▶ RequestFrame ─▶ CORS ─▶ ForeignPages ─▶ PlainPath ─▶ HeadAsGet ─▶ FastAPI
 """
@@ -245,6 +245,6 @@ class HeadAsGet:
 
 
 def wants_only_headers(request: Request) -> bool:
-    """Whether a GET request came as HEAD: a route may save itself what it would do for the body."""
+    """Return whether a GET request came as HEAD: a route may save itself what it would do for the body."""
     only_headers: bool = getattr(request.state, "only_headers", False)
     return only_headers

@@ -171,7 +171,7 @@ class Cancelled(Answer):
 
 
 class LyricLine(Answer):
-    """How one line was read, or a part of it: structure tags and words of different languages are listed apart."""
+    """The reading of one line, or of a part of it: structure tags and words of different languages are listed apart."""
 
     number: int = Field(
         description="From 1, as sent; blank lines count and are not listed, nor are headers of LRC and subtitle files. "

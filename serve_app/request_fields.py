@@ -59,7 +59,7 @@ def translate(sent: Mapping[str, object]) -> RequestFields:
 
 
 def _same(name: str, one: object, other: object) -> bool:
-    """Whether two values of a field mean the same. One that is refused is left to the request model."""
+    """Return whether two values of a field mean the same. One that is refused is left to the request model."""
     try:
         first, second = (getattr(parse_generate({name: value}), name) for value in (one, other))
     except InvalidRequestError:

@@ -26,7 +26,7 @@ def job_url(request: Request, view: JobView, what: str = "status") -> str:
 
 
 def prefers_async(request: Request) -> bool:
-    """Whether the header Prefer asks for an answer before the work is done."""
+    """Return whether the header Prefer asks for an answer before the work is done."""
     preferences = ",".join(request.headers.getlist("prefer")).lower().split(",")
     return any(one.partition(";")[0].strip() == "respond-async" for one in preferences)
 
@@ -150,7 +150,7 @@ def audio_response(request: Request, file: AudioFile) -> Response:
 
 @dataclass(frozen=True)
 class AudioAnswer:
-    """What is answered of a song that is made: its bytes from `start` to `end`."""
+    """The answer with a song that is made: its bytes from `start` to `end`."""
 
     status: int
     headers: Mapping[str, str]
@@ -185,7 +185,7 @@ class AudioAnswer:
 
 
 def _is_known(if_none_match: str, tag: str) -> bool:
-    """Whether a client has the song with this tag already (RFC 9110, weak comparison)."""
+    """Return whether a client has the song with this tag already (RFC 9110, weak comparison)."""
     known = [one.strip().removeprefix("W/") for one in if_none_match.split(",")]
     return tag in known or known == ["*"]
 

@@ -315,7 +315,7 @@ def _parse(model: type[M], fields: Mapping[str, object], sent_as: Mapping[str, s
 
 
 def _has_default(model: type[BaseModel], name: str) -> bool:
-    """Whether null means that the field is not given: it has a default, and null is none of its values."""
+    """Return whether null means that the field is not given: it has a default, and null is none of its values."""
     known = model.model_fields.get(name)
     return known is not None and not known.is_required() and known.default is not None
 

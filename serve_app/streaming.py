@@ -285,7 +285,7 @@ async def _response(
 
 
 async def _headers(service: Service, view: JobView, index: int) -> dict[str, str]:
-    """Those of a song that is being made."""
+    """Return the headers of a song that is being made."""
     status = await service.watch.latest(0)
     model = view.results[index].model if view.results else status.model if status is not None else ""
     return {

@@ -1,4 +1,4 @@
-"""How many tokens lyrics may have, and a bound on how many they have that needs no vocabulary."""
+"""The limit on the tokens of lyrics, and a lower bound of what they have that needs no vocabulary."""
 
 from acestep_engine.errors import ParameterError
 from acestep_engine.lyrics.lines import WrittenLine, read_lines

@@ -145,7 +145,10 @@ class LyricTokenizer:
 def _parts(
     line: WrittenLine, given: Language | None, languages: Iterator[Language]
 ) -> Iterator[tuple[str, Language, LanguageSource]]:
-    """What of a line is encoded together, with its language and why. `languages` are those of the phrases to come."""
+    """The parts of a line that are encoded together, with their language and why.
+
+    `languages` are those of the phrases to come.
+    """
     tags = line.tags
     for phrase in line.phrases:
         language = next(languages)

@@ -80,7 +80,7 @@ class JobStore(Protocol):
 
     @property
     def is_deposed(self) -> bool:
-        """Whether another JobManager owns the store."""
+        """Return whether another JobManager owns the store."""
 
     def depose(self) -> None:
         """Refuse everything from now on: another JobManager owns the state folder."""

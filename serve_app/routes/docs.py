@@ -33,7 +33,7 @@ CONTENT_SECURITY_POLICY = "; ".join(
 
 
 def _addresses(request: Request) -> dict[str, str]:
-    """How a page reaches what it shows: below the prefix that the application is mounted at."""
+    """Return the addresses that a page needs: below the prefix that the application is mounted at."""
     root = request.scope.get("root_path", "").rstrip("/")
     return {name: f"{root}/docs/assets/{name}" for name in ASSETS} | {"openapi": f"{root}/openapi.json"}
 

@@ -1,4 +1,4 @@
-"""What is found out before Ray starts: it takes seconds, and says little about what went wrong."""
+"""Checks before Ray starts: it takes seconds, and says little about what went wrong."""
 
 import socket
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Whether a Ray cluster answers at an address, asked without Ray: Ray itself tries for minutes, and prints much."""
+"""A question to a Ray cluster whether it can be used, asked without Ray: Ray tries for minutes and prints much."""
 
 import socket
 from collections.abc import Mapping

@@ -21,7 +21,7 @@ HEAD = (
 
 @dataclass(frozen=True)
 class Record:
-    """What a case did to others."""
+    """The effects of a case on others."""
 
     name: str
     health: Health
@@ -69,7 +69,7 @@ def _make_a_song(url: str) -> bool:
 
 
 def _settled(url: str, server_pid: int, state: Path, before: dict[str, float]) -> tuple[str, tuple[str, float]]:
-    """What is left, and which process grew most, once nothing changes any more or `SETTLE_S` are over."""
+    """Return what is left, and the process that grew most, once nothing changes any more or `SETTLE_S` are over."""
     deadline = time.monotonic() + SETTLE_S
     while True:
         left = _left(url, state)

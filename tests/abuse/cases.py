@@ -1,6 +1,7 @@
-"""What one client can do to a server: large and slow bodies, idle and greedy connections, races. Each stops by itself.
+"""Ways in which one client can hurt a server: large and slow bodies, idle and greedy connections, races.
 
-Every function misbehaves towards the server at an address of this machine, and returns a word about how it went.
+Each stops by itself. Every function misbehaves towards the server at an address of this machine, and returns a word
+about how it went.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""What others notice while one client misbehaves: how /health answers, and what each process of the server holds."""
+"""Measures of what others notice while one client misbehaves: answers of /health, and the memory of each process."""
 
 import threading
 import time
