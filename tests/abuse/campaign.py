@@ -25,7 +25,7 @@ class Record:
 
     name: str
     health: Health
-    grown: tuple[str, float]  # the process that grew most, in MiB
+    grown_mib: dict[str, float]  # by role of the process
     song_is_made: bool
     left: str  # what is not as before; empty
     answers: str
@@ -33,11 +33,11 @@ class Record:
     @property
     def is_good(self) -> bool:
         quick = self.health.percentile_ms(0.99) <= HEALTH_P99_MS and self.health.longest_silence_s <= SILENCE_S
-        small = self.grown[1] <= GROWTH_MIB
+        small = max(self.grown_mib.values()) <= GROWTH_MIB
         return quick and small and self.song_is_made and not self.left and not self.health.failures
 
     def row(self) -> str:
-        health, (role, grown) = self.health, self.grown
+        health, (role, grown) = self.health, max(self.grown_mib.items(), key=lambda one: one[1])
         return (
             f"{self.name:38} {health.percentile_ms(0.5):7.0f} ms {health.percentile_ms(0.99):5.0f} ms "
             f"{health.longest_silence_s:6.2f} s {health.failures:6d}  {role:>12} {grown:5.0f} MiB  "
@@ -68,14 +68,14 @@ def _make_a_song(url: str) -> bool:
     return answer.status_code == 200 and answer.content[:4] == b"RIFF"
 
 
-def _settled(url: str, server_pid: int, state: Path, before: dict[str, float]) -> tuple[str, tuple[str, float]]:
-    """Return what is left, and the process that grew most, once nothing changes any more or `SETTLE_S` are over."""
+def _settled(url: str, server_pid: int, state: Path, before: dict[str, float]) -> tuple[str, dict[str, float]]:
+    """Return what is left, and how much each process grew, once both are small or `SETTLE_S` are over."""
     deadline = time.monotonic() + SETTLE_S
     while True:
         left = _left(url, state)
         after = memory_mib(server_pid)
-        grown = max(((role, after[role] - before.get(role, 0.0)) for role in after), key=lambda one: one[1])
-        if (not left and grown[1] <= GROWTH_MIB) or time.monotonic() > deadline:
+        grown = {role: after[role] - before.get(role, 0.0) for role in after}
+        if (not left and max(grown.values()) <= GROWTH_MIB) or time.monotonic() > deadline:
             return left, grown
         time.sleep(1)
 
