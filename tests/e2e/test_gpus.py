@@ -29,7 +29,7 @@ def test_two_gpus_have_one_generator_each_on_a_machine_with_one_cpu(tmp_path: Pa
         env=os.environ | {"RAY_AUTH_MODE": "disabled"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=False,
     )
     assert run.returncode == 0, run.stderr[-3000:]
