@@ -152,7 +152,7 @@ def followers(url: str, amount: float) -> str:
 
 def slow_readers(url: str, amount: float) -> str:
     """Fetch a song of 44 MB 200 times and read a little of it every second."""
-    request_id = _made(url, audio_duration=240, infer_step=1)
+    request_id = _made(url, audio_duration=max(10, 240 * amount), infer_step=1)
 
     async def one(path: str) -> str:
         reader, writer = await _open(url)
@@ -172,7 +172,7 @@ def slow_readers(url: str, amount: float) -> str:
 
 def ranges(url: str, amount: float) -> str:
     """Ask 40 times for one byte, for the headers and for the JSON of a song of 44 MB, all at once."""
-    request_id = _made(url, audio_duration=240, infer_step=1)
+    request_id = _made(url, audio_duration=max(10, 240 * amount), infer_step=1)
 
     async def one(method: str, path: str, *headers: str) -> str:
         reader, writer = await _open(url)
