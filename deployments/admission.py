@@ -12,8 +12,10 @@ from safetensors import SafetensorError
 from deployments.live_jobs import LiveJob
 from deployments.messages import (
     EarlierSong,
+    JobNotFoundError,
     KeyConflictError,
     QueueFullError,
+    Resend,
     Source,
     SourceGoneError,
     SourceOfOtherModelError,
@@ -60,11 +62,17 @@ class Admission:
         """Return the files that submissions begin from which are being accepted."""
         return {*self._sources}
 
-    async def accept(self, submission: Submission) -> LiveJob:
+    async def accept(self, submission: Submission | Resend) -> LiveJob:
         """Return the job of a submission: a new one, or the one that an earlier call with the same key made.
 
-        Raises KeyConflictError, QueueFullError, SourceGoneError, SourceOfOtherModelError, StorageError.
+        Raises KeyConflictError, QueueFullError, SourceGoneError, SourceOfOtherModelError, StorageError, and
+        JobNotFoundError for a Resend whose job is forgotten.
         """
+        if isinstance(submission, Resend):
+            known = await self._known(submission)
+            if known is None:
+                raise JobNotFoundError(submission.key)
+            return known
         waiting = self._waiting() + self._entering
         if waiting >= self._queue_size:
             known = await self._known(submission)
@@ -109,7 +117,7 @@ class Admission:
                 return known
             request_id = uuid.uuid4().hex  # a job that has ended has this id
 
-    async def _known(self, submission: Submission) -> LiveJob | None:
+    async def _known(self, submission: Submission | Resend) -> LiveJob | None:
         """Return the job that has this key already. Raises KeyConflictError if its request was another one."""
         while (row := await self._store.find_key(submission.key)) is not None:
             if row.request_digest != submission.request_digest:

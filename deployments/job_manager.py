@@ -38,6 +38,7 @@ from deployments.messages import (
     ModelUnavailableError,
     QueueStatus,
     ReplicaState,
+    Resend,
     ServiceStatus,
     SourceSong,
     StorageError,
@@ -137,15 +138,21 @@ class JobManager:
         self._spawn(self._retention.run())
         self._spawn(self._deliveries.run())
 
-    async def submit(self, submission: Submission) -> JobView:
+    async def submit(self, submission: Submission | Resend) -> JobView:
         """Accept a job; it is on the disk when this returns. With the key of an earlier call, answers that call's job.
 
-        Raises KeyConflictError, QueueFullError, SourceGoneError, SourceOfOtherModelError, StorageError.
+        Raises KeyConflictError, QueueFullError, SourceGoneError, SourceOfOtherModelError, StorageError, and
+        JobNotFoundError for a Resend whose job is forgotten.
         """
         return self._view(await self._accept(submission))
 
+    async def digest_of_key(self, key: str) -> str | None:
+        """Return the request digest of the job that has this key; None if there is no such job. Raises StorageError."""
+        row = await self._store.find_key(key)
+        return None if row is None else row.request_digest
+
     async def submit_and_wait(
-        self, submission: Submission, timeout_s: float, wants_audio: bool
+        self, submission: Submission | Resend, timeout_s: float, wants_audio: bool
     ) -> AsyncIterator[JobView | AudioFile]:
         """The job as it is accepted, then as it has ended or stands after `timeout_s`. Raises as `submit`.
 
@@ -327,11 +334,11 @@ class JobManager:
         await self._store.close()
         self._lock.release()
 
-    async def _accept(self, submission: Submission) -> LiveJob:
-        """Raises KeyConflictError, QueueFullError, SourceGoneError, StorageError."""
+    async def _accept(self, submission: Submission | Resend) -> LiveJob:
+        """Return the job of a submission. Raises as `submit`."""
         return await self._to_its_end(self._accept_if_owner(submission))
 
-    async def _accept_if_owner(self, submission: Submission) -> LiveJob:
+    async def _accept_if_owner(self, submission: Submission | Resend) -> LiveJob:
         if await self._is_deposed():
             raise StoreDeposedError("another job manager owns the jobs")
         return await self._admission.accept(submission)

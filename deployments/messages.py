@@ -78,6 +78,14 @@ class Submission:
     callback_url: str | None = None  # whom to tell of the end; already checked
 
 
+@dataclass(frozen=True)
+class Resend:
+    """A request that was sent before: its key has a job already, and its digest is that job's."""
+
+    key: str
+    request_digest: str
+
+
 RETAKE_SEED_TASKS: tuple[Task, ...] = ("retake", "repaint", "extend", "edit")  # they draw from `retake_seed` as well
 EXACT_JSON_INTEGER = 2**53 - 1  # JavaScript rounds what is larger, so larger seeds are answered as strings
 

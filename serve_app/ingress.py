@@ -23,6 +23,7 @@ from deployments.messages import (
     LoraInfo,
     LyricReading,
     QueueStatus,
+    Resend,
     ServiceError,
     ServiceStatus,
     SourceSong,
@@ -125,12 +126,16 @@ class HandleClient:
                     raise
             await asyncio.sleep(RETRY_PAUSE_S)
 
-    async def submit(self, submission: Submission) -> JobView:
+    async def submit(self, submission: Submission | Resend) -> JobView:
         view: JobView = await self._call("submit", submission)
         return view
 
+    async def digest_of_key(self, key: str) -> str | None:
+        digest: str | None = await self._call("digest_of_key", key)
+        return digest
+
     async def submit_and_wait(
-        self, submission: Submission, timeout_s: float, wants_audio: bool
+        self, submission: Submission | Resend, timeout_s: float, wants_audio: bool
     ) -> AsyncIterator[JobView | AudioFile]:
         asked_at = time.monotonic()
         while True:

@@ -10,7 +10,15 @@ from fastapi import Request
 
 from acestep_engine.params import SOURCE_TASKS, AudioFormat, Task
 from deployments.callbacks import CallbackError, check_url
-from deployments.messages import AudioFile, JobEndedError, JobView, ServiceError, Submission
+from deployments.messages import (
+    AudioFile,
+    JobEndedError,
+    JobView,
+    KeyConflictError,
+    Resend,
+    ServiceError,
+    Submission,
+)
 from serve_app.accept import wanted_format
 from serve_app.bodies import AUDIO_BASE64, read_body
 from serve_app.bounds import BodyRoom
@@ -23,7 +31,7 @@ from serve_app.request_fields import translate
 from serve_app.resolve import RouteRules, resolve, task_of
 from serve_app.schemas import GenerateRequest, parse_generate
 from serve_app.service import Service, body_limits, service_of
-from serve_app.sources import AUDIO_FILE, FILE_FIELDS, find_source, source_name
+from serve_app.sources import AUDIO_FILE, FILE_FIELDS, NamedSource, digest_of_file, find_source, named_source
 
 logger = logging.getLogger("ray.serve.acestep")  # Ray Serve's handlers write it
 
@@ -51,7 +59,7 @@ class Order:
     `ends_with_client` says that the job is cancelled if its client leaves before the end.
     """
 
-    submission: Submission
+    submission: Submission | Resend
     stream: bool
     ignored: tuple[str, ...]
     ends_with_client: bool
@@ -76,11 +84,18 @@ async def _read_order(request: Request, service: Service, intake: Intake, room: 
     asked = parse_generate(named.fields, named.sent_as)
     if asked.stream and not answers_audio:
         raise invalid("stream", "is for answers of one song's audio: here, GET /stream/{request_id} once it is queued")
-    _check_callback(service, asked)
     asked, unread = _without_unread_sources(asked, intake)
-    found = await find_source(service, body, asked)
     if intake.audio_format is not None:
         asked = asked.model_copy(update={"format": intake.audio_format})
+    source = await named_source(service, body, asked)
+    ignored = (*named.ignored, *unread)
+    digest = ""
+    if key is not None:
+        digest = digest_of(request, asked, None if source is None else await source.digest())
+        if (resend := await _resend(service, request, key, digest, asked, source)) is not None:
+            return Order(resend, asked.stream, ignored, ends_with_client=False)
+    _check_callback(service, asked)
+    found = None if source is None else await find_source(service, source)
     defaults = _defaults(request, intake, answers_audio and "format" not in asked.model_fields_set)
     rules = RouteRules(limits.batch_size, intake.usual_task, defaults)
     adapter = await find_adapter(service, asked, found.song if found is not None else None)
@@ -95,10 +110,29 @@ async def _read_order(request: Request, service: Service, intake: Intake, room: 
         save_file=intake.save_file,
         priority=asked.priority,
         key=key or uuid.uuid4().hex,
-        request_digest="" if key is None else digest_of(request, asked, source_name(found)),
+        request_digest=digest,
         callback_url=asked.callback_url,
     )
-    return Order(submission, asked.stream, (*named.ignored, *unread), intake.ends_with_client and key is None)
+    return Order(submission, asked.stream, ignored, intake.ends_with_client and key is None)
+
+
+async def _resend(
+    service: Service, request: Request, key: str, digest: str, asked: GenerateRequest, source: NamedSource | None
+) -> Resend | None:
+    """Return what stands for a request whose key has a job already; None if it has none.
+
+    It is answered as it was then, even if its source, its adapter or its callback's host would be refused by now.
+    Raises KeyConflictError where the job was asked for in other words.
+    """
+    known = await service.job_manager.digest_of_key(key)
+    if known is None:
+        return None
+    if known != digest:
+        # Earlier versions also counted the content of a file that a request names.
+        content = None if source is None else await digest_of_file(service, source)
+        if content is None or known != digest_of(request, asked, content):
+            raise KeyConflictError(key)
+    return Resend(key, known)
 
 
 def _check_query(request: Request) -> None:
@@ -152,7 +186,7 @@ async def submit_and_wait(service: Service, order: Order, *, wants_audio: bool) 
             service.spawn(abandon(service, accepting))
         raise
     view = last.view if isinstance(last, AudioFile) else last
-    if view.status == "failed":
+    if view.ended and view.outcome != "completed":  # a job that is sent again may have expired
         raise job_problem(view)
     return last
 

@@ -20,6 +20,7 @@ from deployments.messages import (
     LoraInfo,
     LyricReading,
     QueueStatus,
+    Resend,
     ServiceError,
     ServiceStatus,
     SourceSong,
@@ -46,11 +47,17 @@ class JobManagerClient(Protocol):
     and BackendFailedError when it failed in another way.
     """
 
-    async def submit(self, submission: Submission) -> JobView:
-        """Accept a job. Raises QueueFullError, SourceGoneError, StorageError."""
+    async def submit(self, submission: Submission | Resend) -> JobView:
+        """Accept a job, or find that of a Resend.
+
+        Raises KeyConflictError, QueueFullError, SourceGoneError, StorageError, and JobNotFoundError for a Resend.
+        """
+
+    async def digest_of_key(self, key: str) -> str | None:
+        """The request digest of the job that has this key; None if there is no such job."""
 
     def submit_and_wait(
-        self, submission: Submission, timeout_s: float, wants_audio: bool
+        self, submission: Submission | Resend, timeout_s: float, wants_audio: bool
     ) -> AsyncIterator[JobView | AudioFile]:
         """The job as it is accepted, then as it has ended or stands after `timeout_s`. Raises as `submit`.
 

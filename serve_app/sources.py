@@ -1,5 +1,6 @@
 """Where the source of a request comes from: with it, from the operator's folder, from an earlier upload or job."""
 
+import hashlib
 import re
 from dataclasses import dataclass
 from functools import partial
@@ -23,11 +24,10 @@ from deployments.messages import (
     SongNotFoundError,
     Source,
     SourceGoneError,
-    Upload,
 )
 from serve_app.bodies import AUDIO_BASE64, Body
 from serve_app.errors import RETRY_SOON_S, HttpProblem, job_error
-from serve_app.fields import FieldProblem, invalid
+from serve_app.fields import FieldProblem, InvalidRequestError, invalid
 from serve_app.ids import known_form
 from serve_app.schemas import GenerateRequest
 from serve_app.service import Service
@@ -59,20 +59,47 @@ class FoundSource:
         return latent_duration_s(self.frames)
 
 
-def source_name(found: FoundSource | None) -> str | None:
-    """What tells one source from another."""
-    match found.source if found is not None else None:
-        case Upload(digest=digest):
-            return digest
-        case EarlierSong(request_id=request_id, index=index):
-            return f"{request_id}/{index}"
-    return None
+@dataclass(frozen=True)
+class NamedSource:
+    """A source as a request brings or names it. Whether it is there, and what is in it, is not known yet.
+
+    `audio` came with the request. Else `name` is a file's, an upload's or a job's, as `field` has it, and `index` says
+    which song of that job.
+    """
+
+    field: str
+    audio: ByteArray | None = None
+    name: str = ""
+    index: int = 0
+
+    @property
+    def upload_digest(self) -> str | None:
+        """The digest of the earlier upload that it names."""
+        found = UPLOAD_NAME.fullmatch(self.name)
+        return None if found is None else found[1]
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it names a file of the operator's folder."""
+        return self.audio is None and self.field != JOB_FIELD and self.upload_digest is None
+
+    async def digest(self) -> str | None:
+        """Return what tells this source from others that a request of the same words brings; None for a file."""
+        if self.audio is not None:
+            return await _sha256(self.audio)
+        if self.field == JOB_FIELD:
+            return f"{self.name}/{self.index}"
+        return self.upload_digest
 
 
-async def find_source(service: Service, body: Body, asked: GenerateRequest) -> FoundSource | None:
-    """The source that a request brings or names, checked; None if it has none.
+async def _sha256(data: ByteArray) -> str:
+    return await anyio.to_thread.run_sync(lambda: hashlib.sha256(data.data).hexdigest())
 
-    Raises InvalidRequestError, AudioError, AudioTooLargeError, and HttpProblem where it is not there.
+
+async def named_source(service: Service, body: Body, asked: GenerateRequest) -> NamedSource | None:
+    """Return the source that a request brings or names; None if it has none.
+
+    Raises InvalidRequestError, and HttpProblem 413 for base64 text over its limit.
     """
     sent = body.fields | body.files
     given = {name: sent[name] for name in SENT_FIELDS if sent.get(name) not in (None, "")}
@@ -84,15 +111,39 @@ async def find_source(service: Service, body: Body, asked: GenerateRequest) -> F
     (field, value), *others = given.items()
     if others:
         raise invalid(others[0][0], f"comes with {field}: a song has one source, send one of them")
-    if field == JOB_FIELD:
-        return await _earlier_song(service, str(value), asked.source_index)
     if field in SENT_FIELDS:
-        return await _checked(service, field, await _sent(service, field, value))
-    if found := UPLOAD_NAME.fullmatch(str(value)):
-        return await _checked(service, field, await _uploaded_before(service, field, found[1]))
-    limits = service.settings.limits
-    read = partial(read_confined, field, service.settings.audio_root, str(value), limits.upload_mb * MIB)
-    return await _checked(service, field, _as_array(await anyio.to_thread.run_sync(read)), name=str(value))
+        return NamedSource(field, audio=await _sent(service, field, value))
+    return NamedSource(field, name=str(value), index=asked.source_index)
+
+
+async def find_source(service: Service, source: NamedSource) -> FoundSource:
+    """Return a source, checked.
+
+    Raises InvalidRequestError, AudioError, AudioTooLargeError, and HttpProblem where it is not there.
+    """
+    if source.audio is not None:
+        return await _checked(service, source.field, source.audio)
+    if source.field == JOB_FIELD:
+        return await _earlier_song(service, source.name, source.index)
+    if source.upload_digest is not None:
+        audio = await _uploaded_before(service, source.field, source.upload_digest)
+        return await _checked(service, source.field, audio)
+    return await _checked(service, source.field, await _file(service, source), name=source.name)
+
+
+async def digest_of_file(service: Service, source: NamedSource) -> str | None:
+    """Return the digest of the file that a request names; None if it names none, or if the file cannot be read."""
+    try:
+        return await _sha256(await _file(service, source)) if source.is_file else None
+    except (InvalidRequestError, HttpProblem):
+        return None
+
+
+async def _file(service: Service, source: NamedSource) -> ByteArray:
+    """The content of a file of the operator's folder. Raises InvalidRequestError, and HttpProblem for a large file."""
+    settings = service.settings
+    read = partial(read_confined, source.field, settings.audio_root, source.name, settings.limits.upload_mb * MIB)
+    return _as_array(await anyio.to_thread.run_sync(read))
 
 
 async def _sent(service: Service, field: str, value: object) -> ByteArray:

@@ -16,11 +16,13 @@ from deployments.messages import (
     AudioFile,
     JobEndedError,
     JobFailedError,
+    JobNotFoundError,
     JobView,
     KeyConflictError,
     QueueFullError,
     RenderJob,
     ReplicaState,
+    Resend,
     StorageError,
     Upload,
 )
@@ -62,6 +64,60 @@ async def test_a_known_key_is_answered_even_by_a_full_queue(house: House) -> Non
     with pytest.raises(QueueFullError):
         await house.submit()
     assert await house.submit(key="3") == waiting[3]
+
+
+async def resent(house: House, key: str) -> str:
+    """The job that a request gets which was sent before."""
+    digest = await house.manager.digest_of_key(key)
+    assert digest is not None
+    return (await house.manager.submit(Resend(key, digest))).request_id
+
+
+async def test_a_resend_is_answered_while_the_queue_is_full_and_while_the_disk_is(house: House) -> None:
+    ended = await house.submit(key="1", request_digest="a")
+    await house.end_of(ended)
+    house.generator.script = sing_for_ever
+    running = await house.submit(key="2", request_digest="b")
+    await house.until_running(running)
+    waiting = await house.submit(key="3", request_digest="c")
+    for number in range(4):
+        await house.submit(key=f"more {number}")
+    with pytest.raises(QueueFullError):
+        await house.submit()
+    assert [await resent(house, key) for key in ("1", "2", "3")] == [ended, running, waiting]
+    await house.close()
+    full = RetentionTerms(result_ttl_s=3600, row_ttl_s=7200, disk_reserve=0.999999)
+    await house.open(retention=full, queue_size=100)
+    with pytest.raises(StorageError):
+        await house.submit()
+    assert [await resent(house, key) for key in ("1", "2", "3")] == [ended, running, waiting]
+
+
+@pytest.mark.parametrize("kept_in", ["sqlite", "redis"])
+async def test_a_resend_is_answered_by_the_next_life_whatever_keeps_the_jobs(
+    house: House, redis_server: RedisServer, kept_in: str
+) -> None:
+    await house.close()
+    redis_server.empty()
+    url = redis_server.url if kept_in == "redis" else None
+    await house.open(redis_url=url)
+    ended = await house.submit(key="1", request_digest="a")
+    await house.end_of(ended)
+    house.generator.script = sing_for_ever
+    running = await house.submit(key="2", request_digest="b")
+    await house.until_running(running)
+    await house.close()
+    await house.open()
+    assert [await resent(house, key) for key in ("1", "2")] == [ended, running]
+    assert await house.manager.digest_of_key("3") is None
+
+
+async def test_a_resend_with_another_digest_is_refused_and_one_without_a_job_is_not_found(house: House) -> None:
+    await house.submit(key="1", request_digest="a")
+    with pytest.raises(KeyConflictError):
+        await house.manager.submit(Resend("1", "b"))
+    with pytest.raises(JobNotFoundError):
+        await house.manager.submit(Resend("2", "a"))
 
 
 async def test_who_waits_with_a_known_key_gets_the_audio_that_is_there(house: House) -> None:

@@ -17,7 +17,9 @@ from tests.serve_app.memory import MemoryJobs, wav
 
 
 class Connect(Protocol):
-    async def __call__(self, settings: Settings, *, behind_proxy: bool = False) -> httpx.AsyncClient: ...
+    async def __call__(
+        self, settings: Settings, *, behind_proxy: bool = False, jobs: MemoryJobs = ...
+    ) -> httpx.AsyncClient: ...
 
 
 @pytest.fixture
@@ -53,7 +55,9 @@ async def connect(jobs: MemoryJobs) -> AsyncIterator[Connect]:
     """A client of an application with the given settings, running until the test ends."""
     async with AsyncExitStack() as stack:
 
-        async def start(settings: Settings, *, behind_proxy: bool = False) -> httpx.AsyncClient:
+        async def start(
+            settings: Settings, *, behind_proxy: bool = False, jobs: MemoryJobs = jobs
+        ) -> httpx.AsyncClient:
             app = create_app(settings, jobs, behind_proxy=behind_proxy)
             await stack.enter_async_context(app.router.lifespan_context(app))
             transport = httpx.ASGITransport(app, raise_app_exceptions=False)

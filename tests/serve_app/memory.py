@@ -38,6 +38,7 @@ from deployments.messages import (
     QueueFullError,
     QueueStatus,
     ReplicaState,
+    Resend,
     ServiceStatus,
     SongNotFoundError,
     SongResult,
@@ -146,7 +147,10 @@ class MemoryJobs:
             key, status="completed", outcome="completed", completed_at=time.time(), results=tuple(results)
         )
 
-    async def submit(self, submission: Submission) -> JobView:
+    async def digest_of_key(self, key: str) -> str | None:
+        return next((known.request_digest for known in self.submissions.values() if known.key == key), None)
+
+    async def submit(self, submission: Submission | Resend) -> JobView:
         if not self.reachable:
             raise BackendUnavailableError("down")
         for known in self.submissions.values():
@@ -154,6 +158,8 @@ class MemoryJobs:
                 if known.request_digest != submission.request_digest:
                     raise KeyConflictError(submission.key)
                 return self.views[known.request_id]
+        if isinstance(submission, Resend):
+            raise JobNotFoundError(submission.key)
         waiting = sum(view.status == "pending" for view in self.views.values())
         if waiting >= self.queue_limit:
             raise QueueFullError(waiting, self.queue_limit, 3.2)
@@ -179,7 +185,7 @@ class MemoryJobs:
         return view
 
     async def submit_and_wait(
-        self, submission: Submission, timeout_s: float, wants_audio: bool
+        self, submission: Submission | Resend, timeout_s: float, wants_audio: bool
     ) -> AsyncIterator[JobView | AudioFile]:
         accepted = await self.submit(submission)
         yield accepted
