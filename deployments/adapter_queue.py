@@ -104,6 +104,11 @@ class AdapterQueue(Generic[C]):
         else:
             if isinstance(error, torch.OutOfMemoryError):
                 error = GpuMemoryError("the adapter does not fit the GPU's memory beside the songs that run")
-            for call in [call for call in self._waiting if call.params.active_adapter == loading.adapter]:
+            for call in [call for call in self._waiting if _same_files(call.params.active_adapter, loading.adapter)]:
                 self._waiting.remove(call)
                 fail(call, error)
+
+
+def _same_files(one: Adapter | None, other: Adapter) -> bool:
+    """Return whether two adapters are the same, at whatever weights: one loading answers for both."""
+    return one is not None and replace(one, weight=other.weight) == other

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from acestep_engine.adapters import AdapterLoader
 from acestep_engine.checkpoint import NANO_PATH
@@ -20,7 +21,7 @@ from acestep_engine.model.low_rank import PlacedAdapter
 from acestep_engine.params import Adapter, AdapterLimits, GenerationParams, ModelSpec
 from acestep_engine.requests import Event, Finished, Inputs, Latents
 from deployments.engine_host import Call, EngineHost
-from deployments.failures import LatentSpaceError, SharedStepError
+from deployments.failures import GpuMemoryError, LatentSpaceError, SharedStepError
 from deployments.latent_space import latent_space_of
 from tests.nano_lora import save_nano_lora
 
@@ -140,6 +141,44 @@ def test_an_adapter_that_cannot_be_had_fails_its_songs_only(host: EngineHost, ad
     for song in (songs[0], songs[2]):
         with pytest.raises(AdapterChangedError, match="'changed'"):
             song.result(TIMEOUT_S)
+
+
+def test_an_adapter_that_cannot_be_had_is_loaded_once_for_songs_at_all_weights(
+    host: EngineHost, adapters: list[Adapter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(monkeypatch)
+    changed = replace(adapters[1], name="changed", digest="0" * 64)
+    songs = [submit(host, replace(SONG, seed=n), replace(changed, weight=1.0 + n / 10)) for n in range(4)]
+    latents(submit(host, SONG))  # all others wait by now
+    gate.open.set()
+    for song in songs:
+        with pytest.raises(AdapterChangedError, match="'changed'"):
+            song.result(TIMEOUT_S)
+    assert gate.asked == ["changed"]
+    with pytest.raises(AdapterChangedError):
+        submit(host, SONG, changed).result(TIMEOUT_S)
+    assert gate.asked == ["changed", "changed"]  # a later song tries again
+
+
+def test_an_adapter_that_does_not_fit_is_loaded_twice_for_songs_at_all_weights(
+    host: EngineHost, adapters: list[Adapter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, opened = [], threading.Event()
+
+    def load_nothing(loader: AdapterLoader, adapter: Adapter) -> PlacedAdapter:
+        asked.append(adapter.name)
+        assert opened.wait(TIMEOUT_S)
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(AdapterLoader, "load", load_nothing)
+    large = replace(adapters[1], name="large", digest="3" * 64)
+    songs = [submit(host, replace(SONG, seed=n), replace(large, weight=1.0 + n / 10)) for n in range(4)]
+    latents(submit(host, SONG))
+    opened.set()
+    for song in songs:
+        with pytest.raises(GpuMemoryError, match="the adapter does not fit"):
+            song.result(TIMEOUT_S)
+    assert asked == ["large"] * 2  # the second time without what no song used
 
 
 def test_a_call_that_waits_for_its_adapter_can_be_aborted(
