@@ -18,6 +18,7 @@ from serve_app.start.gcs import check_cluster_answers
 
 STOP_TIMEOUT_S = 30.0
 POLL_S = 0.1
+NOT_APPLIED = "New http_options/controller_options will not be applied"
 RAISED = re.compile(r"^(?:\w+\.)*[A-Z]\w*: (?P<sentence>\S.*)$")  # the last line of a traceback, as Python writes it
 
 
@@ -70,6 +71,8 @@ class Cluster:
             if _get_global_client(raise_if_no_controller_running=False) is None:
                 calm = LoggingConfig(log_level=settings.log_level if settings.log_level != "INFO" else "WARNING")
                 serve.start(http_options=http_options, logging_config=calm)
+                # `serve.run` finds the Serve that was just started with these options, and says they are ignored.
+                logging.getLogger("ray.serve").addFilter(_is_not_about_options)
             app = build(settings)
             # What was there before is not removed if this attempt fails: it may belong to somebody else.
             self._deployed = self._application not in serve.status().applications
@@ -123,6 +126,10 @@ def raised_in(text: str) -> str | None:
     """Return the message of the last exception in a text with tracebacks, or None without any."""
     found = [match["sentence"] for line in text.splitlines() if (match := RAISED.match(line))]
     return found[-1] if found else None
+
+
+def _is_not_about_options(record: logging.LogRecord) -> bool:
+    return NOT_APPLIED not in record.getMessage()
 
 
 def _first_line(error: BaseException) -> str:

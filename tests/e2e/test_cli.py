@@ -150,6 +150,7 @@ def test_it_starts_says_what_to_do_next_and_stops_cleanly(
     printed = "".join(lines)
     assert "model      nano on cpu" in printed, printed
     assert "no voices" in printed
+    assert "not be applied" not in printed  # Serve's message of options, which are applied
     assert re.search(r"dashboard  http://127\.0\.0\.1:\d+", printed)
     command = printed[printed.index("curl ") : printed.index("song.wav") + len("song.wav")]
     subprocess.run(shlex.split(command.replace("\\\n", " ")), cwd=tmp_path, check=True, capture_output=True, timeout=60)
