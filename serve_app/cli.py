@@ -24,6 +24,7 @@ from acestep_engine.errors import CheckpointError
 from deployments.messages import ServiceError
 from deployments.models import PUBLISHED, published_folder
 from deployments.placement import PlacementError
+from serve_app.proxy import CONNECTIONS_VARIABLE
 from serve_app.settings import Settings
 from serve_app.start.addresses import bare_host, loopback_names
 from serve_app.start.checks import check_cluster, check_listening, check_model, check_storage
@@ -263,6 +264,7 @@ def _serve(given: argparse.Namespace) -> int:
         raise StartError(_problems(error)) from None
     check_model(settings)
     prepare(os.environ, given.device_id)
+    os.environ[CONNECTIONS_VARIABLE] = str(settings.limits.connections)
     shared = names_cluster(os.environ)
     if shared:
         check_cluster(os.environ)

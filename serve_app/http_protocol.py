@@ -7,9 +7,10 @@ clients, which take the chunks' sizes for content. h11 does neither.
 
 import asyncio
 import json
+import resource
 import uuid
 from http import HTTPStatus
-from typing import Any
+from typing import Any, ClassVar
 
 import h11
 from uvicorn.config import HTTP_PROTOCOLS, Config
@@ -20,12 +21,21 @@ MAX_HEAD_BYTES = 64 * 1024  # of a request: lyrics in an address are up to 40 KB
 
 HEAD_TIMEOUT_S = 10.0  # from the connection, or from a request's first byte, to the end of its head
 
+USUAL_CONNECTIONS = 20_000
+SPARE_FILES = 1_000  # of those that this process may open: its logs, and its connections to the replicas
+RETRY_SOON_S = 2
+
 BAD_REQUEST = f"the request is not valid HTTP/1.1, or its head is longer than {MAX_HEAD_BYTES} bytes"
 TOO_SLOW = f"the head of the request did not come within {HEAD_TIMEOUT_S:g} s"
 
 
 class HttpProtocol(H11Protocol):
-    """One connection. Refuses what is not HTTP, and a request whose head does not come, with a problem body."""
+    """One connection. Refuses what is not HTTP, and a request whose head does not come, with a problem body.
+
+    So it does where too many connections are open already, before anything is read: those that exist are left alone.
+    """
+
+    max_connections: ClassVar[int] = USUAL_CONNECTIONS  # that are open at a time, WebSockets too
 
     def __init__(
         self,
@@ -40,7 +50,10 @@ class HttpProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._watch_head()
+        if len(self.connections) > self.max_connections:  # this one is among them
+            self._refuse(503, "too_many_connections", f"{self.max_connections} connections are open already")
+        else:
+            self._watch_head()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -91,12 +104,25 @@ class HttpProtocol(H11Protocol):
                 ("Cache-Control", "no-store"),
                 ("Connection", "close"),
             ]
+            if status == HTTPStatus.SERVICE_UNAVAILABLE:
+                headers.append(("Retry-After", str(RETRY_SOON_S)))
             response = h11.Response(status_code=status, headers=headers, reason=phrase.encode())
             for event in (response, h11.Data(data=body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
 
 
-def install() -> None:
-    """Make it the protocol of every uvicorn server that this process starts from now on, unless told otherwise."""
+def room_for(connections: int, max_files: int) -> int:
+    """Return how many connections may be open at a time in a process that may open so many files in all."""
+    return max(1, min(connections, max_files - min(SPARE_FILES, max_files // 2)))
+
+
+def install(connections: int = USUAL_CONNECTIONS) -> None:
+    """Make it the protocol of every uvicorn server that this process starts from now on, unless told otherwise.
+
+    No more connections than this, and than the process may open files, are open at a time.
+    """
+    max_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    is_bounded = max_files != resource.RLIM_INFINITY
+    HttpProtocol.max_connections = room_for(connections, max_files) if is_bounded else connections
     HTTP_PROTOCOLS["auto"] = f"{__name__}:{HttpProtocol.__name__}"

@@ -1,6 +1,7 @@
 """What runs in Ray Serve's HTTP proxy, in front of the ingress."""
 
 import logging
+import os
 
 from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
@@ -12,6 +13,7 @@ logger = logging.getLogger("ray.serve.acestep")  # Ray Serve's handlers write it
 
 CALLBACK_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 CALLBACK = "serve_app.proxy:middlewares"
+CONNECTIONS_VARIABLE = "ACESTEP_MAX_CONNECTIONS"  # `limits.connections`, which the proxy's process does not know
 
 REQUEST_ID = "X-Request-ID"
 WITHOUT_BODY = ("GET", "HEAD", "DELETE", "OPTIONS")
@@ -122,6 +124,15 @@ class OneRequestId:
         await self._app(scope, receive, send_one)
 
 
+def _max_connections(usual: int) -> int:
+    given = os.environ.get(CONNECTIONS_VARIABLE, "").strip()
+    if given.isascii() and given.isdecimal() and len(given) < 10 and int(given) > 0:
+        return int(given)
+    if given:
+        logger.warning("%s is not a number of connections, so that %d may be open", CONNECTIONS_VARIABLE, usual)
+    return usual
+
+
 def middlewares() -> list[Middleware]:
     """For RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH, which `acestep-serve` sets. Called before the server starts."""
     try:
@@ -133,5 +144,5 @@ def middlewares() -> list[Middleware]:
             error.name,
         )
     else:
-        http_protocol.install()
+        http_protocol.install(_max_connections(http_protocol.USUAL_CONNECTIONS))
     return [Middleware(OneRequestId), Middleware(ClientHeaders), Middleware(PlainTarget), Middleware(NoBody)]

@@ -79,6 +79,8 @@ class Limits(Section):
     source_max_rate_hz: Annotated[int, Field(ge=1)] = 192_000
     batch_size: Annotated[int, Field(ge=1, le=64)] = 8  # songs of one job
     queue_size: Annotated[int, Field(ge=1)] = 200
+    # Open at each proxy that `acestep-serve` starts; other proxies read the variable ACESTEP_MAX_CONNECTIONS.
+    connections: Annotated[int, Field(ge=1, lt=10**9)] = 20_000
     followers: Annotated[int, Field(ge=1)] = 1_000  # clients that follow jobs live, of each ingress replica
     waiting: Annotated[int, Field(ge=1)] = 1_000  # requests that wait for their songs, of each ingress replica
     readers: Annotated[int, Field(ge=1)] = 1_000  # songs that are being sent, by each ingress replica

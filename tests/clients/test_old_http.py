@@ -5,6 +5,7 @@ import json
 import re
 import socket
 import time
+from contextlib import ExitStack
 
 import pytest
 import requests
@@ -325,3 +326,32 @@ def test_a_body_of_a_request_that_has_none_is_dropped(live_server: LiveServer) -
     assert live_server.send(request + chunk * 3 + b"0\r\n\r\n").startswith(b"HTTP/1.1 200")
     length = head("DELETE", "/request/x", "Content-Length: 5", "Connection: close")
     assert live_server.send(length + b"hello").startswith(b"HTTP/1.1 404")
+
+
+def test_connections_over_the_limit_are_refused_and_the_others_go_on(
+    live_server: LiveServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_protocol.HttpProtocol, "max_connections", 3)
+    address = (live_server.host, live_server.port)
+    live_server.call(live_server.jobs.hold)
+    live_server.send(head("POST", "/generate_music_async", *JSON_SONG, "Connection: close") + SONG)
+    [song] = live_server.jobs.views
+    with ExitStack() as stack:
+        followed = stack.enter_context(websockets.sync.client.connect(f"ws://{address[0]}:{address[1]}/ws/{song}"))
+        silent, kept = (stack.enter_context(socket.create_connection(address, timeout=10)) for _ in range(2))
+        kept.sendall(head("HEAD", "/sample_data"))
+        assert kept.recv(65_536).startswith(b"HTTP/1.1 200")
+        for _ in range(3):
+            lines, _, body = live_server.send().partition(b"\r\n\r\n")
+            assert lines.startswith(b"HTTP/1.1 503")
+            assert b"\r\nRetry-After: 2" in lines
+            assert openapi.Problem.model_validate_json(body).code == "too_many_connections"
+        kept.sendall(head("HEAD", "/sample_data"))
+        assert kept.recv(65_536).startswith(b"HTTP/1.1 200")
+        assert json.loads(followed.recv(timeout=10))["event"] == "queued"
+        silent.close()
+        deadline = time.monotonic() + 10
+        while not live_server.send(head("GET", "/health", "Connection: close")).startswith(b"HTTP/1.1 200"):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    live_server.call(live_server.jobs.release)

@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import resource
 import warnings
 from typing import Any
 
@@ -17,8 +18,9 @@ with warnings.catch_warnings():
     from ray.serve._private.http_util import start_asgi_http_server
 
     from serve_app.app import warn_of_a_bare_proxy
-from serve_app.http_protocol import HttpProtocol
-from serve_app.proxy import CALLBACK, CALLBACK_VARIABLE, NoBody, middlewares
+from serve_app.http_protocol import USUAL_CONNECTIONS, HttpProtocol, room_for
+from serve_app.proxy import CALLBACK, CALLBACK_VARIABLE, CONNECTIONS_VARIABLE, NoBody, middlewares
+from serve_app.settings import Limits
 from tests.serve_app.memory import MemoryJobs
 
 
@@ -47,6 +49,27 @@ def test_a_cluster_whose_proxy_is_bare_says_what_to_set(
     warn_of_a_bare_proxy()
     (record,) = caplog.records
     assert f"set it to {CALLBACK}" in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [("100", 100), ("", None), ("many", None), ("0", None), ("9" * 5_000, None), ("\u0967", None)],
+)
+def test_the_proxy_reads_from_its_environment_how_many_connections_may_be_open(
+    monkeypatch: pytest.MonkeyPatch, given: str, expected: int | None
+) -> None:
+    monkeypatch.setitem(uvicorn.config.HTTP_PROTOCOLS, "auto", "uvicorn.protocols.http.auto:AutoHTTPProtocol")
+    monkeypatch.setattr(HttpProtocol, "max_connections", 7)
+    monkeypatch.setenv(CONNECTIONS_VARIABLE, given)
+    middlewares()
+    max_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert HttpProtocol.max_connections == room_for(expected or USUAL_CONNECTIONS, max_files)
+    assert Limits().connections == USUAL_CONNECTIONS
+
+
+@pytest.mark.parametrize(("max_files", "room"), [(1_024, 512), (20_000, 19_000), (65_536, 20_000), (1, 1)])
+def test_connections_leave_files_for_the_process_itself(max_files: int, room: int) -> None:
+    assert room_for(20_000, max_files) == room
 
 
 async def _nothing(scope: Scope, receive: Receive, send: Send) -> None:
