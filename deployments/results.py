@@ -5,6 +5,7 @@ Plain blocking functions; the JobManager calls them in threads. Every file appea
 
 import itertools
 import json
+import math
 import os
 import shutil
 import threading
@@ -189,14 +190,16 @@ class JobFiles:
                     if path.stat().st_mtime < before and f"{folder.name}/{path.name}" not in needed:
                         path.unlink()
 
-    def shortage_bytes(self, reserve: float, with_output: bool) -> int:
-        """Return how many bytes less than the share `reserve` of the disk are free; 0 or less: there is room.
+    def shortage_bytes(self, reserve: float, reserve_bytes: int | None, with_output: bool) -> int:
+        """Return how many bytes less are free than are to stay free; 0 or less: there is room.
 
+        That is the share `reserve` of the disk, or `reserve_bytes` where that is less.
         Looks at the disk of the state folder, and `with_output` at that of the output folder too.
         """
         folders = [self._state, self._output] if with_output else [self._state]
         usages = [shutil.disk_usage(_nearest_folder(folder)) for folder in folders]
-        return max(int(reserve * usage.total) - usage.free for usage in usages)
+        most = math.inf if reserve_bytes is None else reserve_bytes
+        return max(int(min(reserve * usage.total, most)) - usage.free for usage in usages)
 
     def kept(self) -> list[Kept]:
         """Return all jobs that have results or latents, and all uploads, in the order in which they were written."""

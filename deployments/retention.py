@@ -20,13 +20,15 @@ logger = logging.getLogger("ray.serve")
 class RetentionTerms:
     """`quota_bytes` bounds results, latents and uploads together; None: nothing does.
 
-    The share `disk_reserve` of the disk stays free: the oldest results go for it, and then nothing is accepted.
+    The share `disk_reserve` of the disk stays free, but no more than `disk_reserve_bytes`: the oldest results go for
+    it, and then nothing is accepted.
     """
 
     result_ttl_s: float
     row_ttl_s: float
     quota_bytes: int | None = None
     disk_reserve: float = 0.0
+    disk_reserve_bytes: int | None = None  # None: the whole share
 
 
 class Retention:
@@ -73,8 +75,14 @@ class Retention:
             return False
 
     async def _is_short(self, with_output: bool) -> bool:
-        reserve = self._terms.disk_reserve
-        return reserve > 0 and await asyncio.to_thread(self._files.shortage_bytes, reserve, with_output) > 0
+        return await self._shortage_bytes(with_output) > 0
+
+    async def _shortage_bytes(self, with_output: bool) -> int:
+        terms = self._terms
+        if terms.disk_reserve <= 0:
+            return 0
+        measure = self._files.shortage_bytes
+        return await asyncio.to_thread(measure, terms.disk_reserve, terms.disk_reserve_bytes, with_output)
 
     async def run(self) -> None:
         """Remove what is no longer to be kept, again and again, until it is cancelled."""
@@ -101,9 +109,7 @@ class Retention:
         await self._store.expire_results(now - terms.result_ttl_s)
         await self._store.remove_ended(now - terms.row_ttl_s)
         await asyncio.to_thread(self._files.remove_old, now - terms.result_ttl_s, self._needed())
-        shortage = 0
-        if terms.disk_reserve > 0:
-            shortage = await asyncio.to_thread(self._files.shortage_bytes, terms.disk_reserve, False)
+        shortage = await self._shortage_bytes(with_output=False)
         if terms.quota_bytes is not None or shortage > 0:
             await self._give_up_oldest(await asyncio.to_thread(self._files.kept), shortage)
 

@@ -48,6 +48,7 @@ REPLICA_ENVIRONMENT = {
     "GOMP_SPINCOUNT": "10000",
 }
 MIB = 2**20
+USUAL_RESERVE = (0.1, 20 * 2**30)  # a share of the disk, and the most bytes that this may be
 SIZES = 5  # of songs, by which the JobManager lets them start
 
 
@@ -81,7 +82,7 @@ def build_app(settings: Settings) -> Application:
         queue_size=settings.limits.queue_size,
         lease_terms=LeaseTerms(settings.jobs.lease_s, settings.jobs.job_timeout_s),
         redis_url=None if settings.store == "sqlite" else settings.store,
-        retention=_retention(settings.jobs),
+        retention=retention_terms(settings.jobs),
         callbacks=settings.callbacks.rules,
     )
     job_manager = serve.deployment(JobManager).options(
@@ -116,9 +117,11 @@ def warn_of_a_bare_proxy() -> None:
         )
 
 
-def _retention(jobs: JobSettings) -> RetentionTerms:
+def retention_terms(jobs: JobSettings) -> RetentionTerms:
+    """Return what is kept of ended jobs, as the settings have it."""
     quota_bytes = None if jobs.result_quota_mb is None else jobs.result_quota_mb * MIB
-    return RetentionTerms(jobs.result_ttl_s, jobs.row_ttl_s, quota_bytes, jobs.disk_reserve)
+    reserve = USUAL_RESERVE if jobs.disk_reserve is None else (jobs.disk_reserve, None)
+    return RetentionTerms(jobs.result_ttl_s, jobs.row_ttl_s, quota_bytes, *reserve)
 
 
 def _generator(settings: Settings, placement: Placement, models: Models, logging: LoggingConfig) -> Application:

@@ -98,7 +98,8 @@ class JobSettings(Section):
     )
     result_ttl_s: Annotated[float, Field(gt=0)] = 24 * 3600.0
     result_quota_mb: Annotated[int, Field(ge=1)] | None = None  # of results, latents and uploads; the oldest go first
-    disk_reserve: Annotated[float, Field(ge=0, lt=1)] = 0.1  # of the disk that stays free: results go, then 503
+    # The share of the disk that stays free: results go, then 503. None: a tenth, or 20 GiB where that is less.
+    disk_reserve: Annotated[float, Field(ge=0, lt=1)] | None = None
     row_ttl_s: Annotated[float, Field(gt=0)] = 7 * 24 * 3600.0
 
 

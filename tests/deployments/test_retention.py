@@ -1,6 +1,7 @@
 """What is kept of ended jobs: for how long, up to how many bytes, and that nothing stays behind."""
 
 import asyncio
+import dataclasses
 import gc
 import logging
 import pathlib
@@ -185,6 +186,21 @@ async def test_a_resend_is_answered_with_its_job_even_if_the_disk_is_full(house:
     with pytest.raises(StorageError):
         await house.submit()
     assert await house.submit(**asked) == request_id
+
+
+async def test_of_a_large_disk_no_more_than_a_number_of_bytes_stays_free(house: House) -> None:
+    almost_all = RetentionTerms(result_ttl_s=3600, row_ttl_s=7200, disk_reserve=0.999999)
+    await house.close()
+    await house.open(retention=almost_all)
+    with pytest.raises(StorageError):
+        await house.submit()
+    await house.close()
+    await house.open(retention=dataclasses.replace(almost_all, disk_reserve_bytes=2**20))
+    assert (await house.end_of(await house.submit())).outcome == "completed"
+    await house.close()
+    await house.open(retention=dataclasses.replace(almost_all, disk_reserve_bytes=2**60))
+    with pytest.raises(StorageError):
+        await house.submit()
 
 
 ROUND = 50
