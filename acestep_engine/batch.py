@@ -15,6 +15,7 @@ from acestep_engine.tasks.state import Query
 
 KEPT_PACKINGS = 4  # the scheduler may go to and fro between a few companies, side by side even
 KEPT_MODULATIONS = 128  # more than the timesteps of two usual schedules; 0.7 MB each at full size
+KEPT_MODULATION_BYTES = 2**28
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,9 @@ class Batch:
         self.dtype = dtype
         self.graphed: GraphedTransformer | None = None  # runs the forwards, if there is one
         self._packings: LruCache[tuple[object, ...], Packing] = LruCache(KEPT_PACKINGS)
-        self._modulations: LruCache[tuple[float, AdapterKey], Modulation] = LruCache(KEPT_MODULATIONS)
+        self._modulations: LruCache[tuple[float, AdapterKey], Modulation] = LruCache(
+            KEPT_MODULATIONS, KEPT_MODULATION_BYTES, lambda modulation: modulation.nbytes
+        )
         self._rotation_table = transformer.rotation_table(0, device)
 
     def forward(self, shares: Sequence[Share]) -> list[list[Tensor]]:
@@ -62,6 +65,12 @@ class Batch:
         self._packings.clear()
         if self.graphed is not None:
             self.graphed.forget()
+
+    def free(self) -> None:
+        """Let go of all that is kept for later forwards: the memory is needed."""
+        self.forget_packings()
+        self._modulations.clear()
+        self._rotation_table = self.transformer.rotation_table(0, self._device)
 
     def _packing(self, shares: Sequence[Share]) -> Packing:
         scales = [tuple(query.query_scale for query in share.queries) for share in shares]

@@ -20,7 +20,8 @@ from acestep_engine.params import GenerationParams
 from acestep_engine.requests import Inputs
 
 ERG_LYRIC_QUERY_SCALE = 0.01
-KEPT_LYRICS = 64  # a few MB each at full size
+KEPT_LYRICS = 64  # a few MB each at full size, up to 42 MB
+KEPT_LYRIC_BYTES = 2**28
 
 
 class ContextBuilder:
@@ -30,8 +31,14 @@ class ContextBuilder:
         self._transformer = transformer
         self._device = device
         self._dtype = dtype
-        self._lyrics: LruCache[tuple[bytes, bytes, float, AdapterKey], Tensor] = LruCache(KEPT_LYRICS)
+        self._lyrics: LruCache[tuple[bytes, bytes, float, AdapterKey], Tensor] = LruCache(
+            KEPT_LYRICS, KEPT_LYRIC_BYTES, lambda states: states.nbytes
+        )
         self._contexts: WeakValueDictionary[bytes, Context] = WeakValueDictionary()
+
+    def free(self) -> None:
+        """Let go of the encoded lyrics: the memory is needed. Contexts are held by their requests only."""
+        self._lyrics.clear()
 
     def of_request(self, params: GenerationParams, inputs: Inputs, adapter: WeightedAdapter | None) -> list[Context]:
         """Those that the queries of the request's task count. Raises ParameterError."""
@@ -111,18 +118,12 @@ class ContextBuilder:
         masked, under = mask.numpy().tobytes(), key_of(adapter)
         keys = [(ids.numpy().tobytes(), masked, scale, under) for ids, scale in wanted]
         known = {key: states for key in keys if (states := self._lyrics.get(key)) is not None}
-        missing = {key: one for key, one in zip(keys, wanted, strict=True) if key not in known}
-        if missing:
-            scales = [scale for _, scale in missing.values()]
-            encoded = self._transformer.encode_lyrics(
-                torch.stack([ids for ids, _ in missing.values()]).to(self._device),
-                mask.expand(len(missing), -1),
-                None if all(s == 1.0 for s in scales) else torch.tensor(scales, device=self._device, dtype=self._dtype),
-                adapter,
-            )
-            for key, states in zip(missing, encoded, strict=True):
-                known[key] = states.clone()  # not a view that keeps its neighbours
-                self._lyrics.put(key, known[key])
+        for key, (ids, scale) in zip(keys, wanted, strict=True):
+            if key not in known:  # row by row: what is kept does not depend on what was encoded beside it
+                scales = None if scale == 1.0 else torch.tensor([scale], device=self._device, dtype=self._dtype)
+                (states,) = self._transformer.encode_lyrics(ids[None].to(self._device), mask[None], scales, adapter)
+                known[key] = states
+                self._lyrics.put(key, states)
         return torch.stack([known[key] for key in keys])
 
 

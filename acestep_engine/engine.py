@@ -383,8 +383,10 @@ class Engine:
         return [Failed(request.request_id, failure)]
 
     def _free_memory(self) -> None:
-        """Give back what nobody needs now: what was kept for the next time, too."""
-        self.batch.forget_packings()
+        """Give back what no request needs now: every cache on the device, too."""
+        self.batch.free()
+        self.contexts.free()
+        self.autoencoder.free()
         self.adapters.clear_unused()
         free_memory()
 

@@ -19,6 +19,7 @@ from acestep_engine.model.json_files import read_config
 from acestep_engine.model.loading import load_weights
 from acestep_engine.params import ModelSpec
 
+KEPT_BYTES = 2**28  # of prompts that were encoded lately, and of lyrics
 MAX_PROMPT_TOKENS = 256
 
 # Entropy-rectifying guidance weakens the queries of these layers, as published.
@@ -61,8 +62,12 @@ class TextEncoder:
         self.model = model
         self.tokenizer = tokenizer
         self.lyric_tokenizer = lyric_tokenizer
-        self._prompts: LruCache[tuple[str, bool], HiddenStates] = LruCache(2 * cache_entries)
-        self._lyrics: LruCache[tuple[str, str | None], tuple[TokenIds, TokenIds]] = LruCache(cache_entries)
+        self._prompts: LruCache[tuple[str, bool], HiddenStates] = LruCache(
+            2 * cache_entries, KEPT_BYTES, lambda states: states.nbytes
+        )
+        self._lyrics: LruCache[tuple[str, str | None], tuple[TokenIds, TokenIds]] = LruCache(
+            cache_entries, KEPT_BYTES, lambda tokens: tokens[0].nbytes + tokens[1].nbytes
+        )
 
     @classmethod
     def load(cls, spec: ModelSpec, device: str | None = None, cache_entries: int = 512) -> Self:

@@ -78,6 +78,10 @@ class MusicAutoencoder:
         self.device = device
         return self
 
+    def free(self) -> None:
+        """Let go of all that is kept for later songs: the memory is needed."""
+        self.resample.free()
+
     @torch.inference_mode()
     def encode(self, audio: Tensor, sample_rate_hz: int) -> Tensor:
         """Encode stereo audio (2, N) to latents (8, 16, `encoded_frames` of N), float32.

@@ -7,20 +7,28 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchaudio.transforms import Resample
 
+from acestep_engine.caching import LruCache
+
 ZERO_CROSSINGS = 6  # torchaudio's lowpass_filter_width
 ROLLOFF = 0.99
 # torchaudio keeps one filter per phase. Rates with a large common divisor need a few hundred phases; for 44,101 Hz to
 # 44,100 Hz they would take 8 GB.
 MAX_KEPT_TAPS = 2**22
 OUTPUTS_AT_ONCE = 2**16
+KEPT_FILTERS = 8
+KEPT_FILTER_BYTES = 2**26  # four of the largest; the one of 44.1 to 48 kHz takes 0.1 MB
 
 
 class Resampler:
-    """Converts sample rates in float32 on one device. Filters are kept, so that a rate costs once."""
+    """Converts sample rates in float32 on one device. The filters of rates used lately are kept."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._filters: dict[tuple[int, int], Resample] = {}
+        self._filters: LruCache[tuple[int, int], Resample] = LruCache(KEPT_FILTERS, KEPT_FILTER_BYTES, _filter_bytes)
+
+    def free(self) -> None:
+        """Let go of all filters: the memory is needed."""
+        self._filters.clear()
 
     def __call__(self, audio: Tensor, rate_hz: int, new_rate_hz: int) -> Tensor:
         """Audio (..., N) at `rate_hz` to (..., ceil(N * new_rate_hz / rate_hz)) at `new_rate_hz`, float32."""
@@ -30,9 +38,11 @@ class Resampler:
         if _taps_of_all_phases(rate_hz, new_rate_hz) > MAX_KEPT_TAPS:
             return resample_any_rate(audio, rate_hz, new_rate_hz)
         key = (rate_hz, new_rate_hz)
-        if key not in self._filters:
-            self._filters[key] = Resample(rate_hz, new_rate_hz).to(self._device)
-        resampled: Tensor = self._filters[key](audio)
+        convert = self._filters.get(key)
+        if convert is None:
+            convert = Resample(rate_hz, new_rate_hz).to(self._device)
+            self._filters.put(key, convert)
+        resampled: Tensor = convert(audio)
         return resampled
 
     def length(self, samples: int, rate_hz: int, new_rate_hz: int) -> int:
@@ -92,6 +102,10 @@ def resample_any_rate(audio: Tensor, rate_hz: int, new_rate_hz: int) -> Tensor:
         columns = nearest[:, None] + offsets + reach
         parts.append((padded[..., columns] * taps).sum(-1))
     return torch.cat(parts, dim=-1)
+
+
+def _filter_bytes(convert: Resample) -> int:
+    return sum(buffer.nbytes for buffer in convert.buffers())
 
 
 def _reduced(rate_hz: int, new_rate_hz: int) -> tuple[int, int]:

@@ -40,6 +40,10 @@ class Modulation:
     blocks: Tensor  # (L, 6, dim): shift, 1 + scale and gate of the attention, then of the feed-forward
     final: Tensor  # (2, dim): shift, 1 + scale
 
+    @property
+    def nbytes(self) -> int:
+        return self.blocks.nbytes + self.final.nbytes
+
 
 class Conv(nn.Module):
     """A convolution under the name the checkpoint gives it: `<name>.conv.weight`."""
