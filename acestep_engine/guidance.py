@@ -51,7 +51,8 @@ def cfg_star(conditioned: Tensor, unconditioned: Tensor, scale: float, index: in
     """CFG-Zero*: rescale the unconditioned prediction to fit best; forwards 0 and 1 answer zero."""
     if index <= CFG_STAR_ZERO_STEPS:
         return torch.zeros_like(conditioned)
-    fit = (conditioned * unconditioned).sum() / (unconditioned.square().sum() + 1e-8)
+    # In two steps: a sum of all values at once would depend on the number of threads.
+    fit = (conditioned * unconditioned).sum(dim=-1).sum() / (unconditioned.square().sum(dim=-1).sum() + 1e-8)
     return cfg(conditioned, unconditioned * fit, scale)
 
 

@@ -112,6 +112,11 @@ class TextEncoder:
     @torch.inference_mode()
     def _encode_prompts(self, prompts: Sequence[tuple[str, bool]]) -> list[HiddenStates]:
         """Hidden states (L, C) of each (prompt, weakened)."""
+        if self.model.device.type == "cpu":  # one by one: what a prompt's batch holds would change its last bits
+            return [states for prompt in prompts for states in self._encode_together([prompt])]
+        return self._encode_together(prompts)
+
+    def _encode_together(self, prompts: Sequence[tuple[str, bool]]) -> list[HiddenStates]:
         tokens = self.tokenizer(
             [prompt for prompt, _ in prompts],
             return_tensors="pt",

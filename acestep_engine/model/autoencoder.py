@@ -16,6 +16,7 @@ from torch import Tensor
 from acestep_engine.errors import AudioError, CheckpointError
 from acestep_engine.model.json_files import read_config
 from acestep_engine.model.latent_decoder import LatentDecoder
+from acestep_engine.model.linear import use_products
 from acestep_engine.model.loading import load_weights
 from acestep_engine.model.mel import LogMel, MelConfig
 from acestep_engine.model.resampling import Resampler
@@ -42,6 +43,7 @@ class MusicAutoencoder:
     def __init__(
         self, dcae: AutoencoderDC, vocoder: Vocoder, mel: LogMel, device: torch.device, dtype: torch.dtype
     ) -> None:
+        use_products(dcae)
         self.dcae = dcae.to(memory_format=torch.channels_last)  # up to three times faster on a CPU
         self.decoder = LatentDecoder(dcae.decoder)
         self.vocoder = vocoder

@@ -11,6 +11,8 @@ from typing import Self
 
 from torch import Tensor
 
+from acestep_engine.model.linear import project
+
 # Projections that the modulation of a timestep goes through: it is shared by all who are at that timestep.
 TIMESTEP_PROJECTIONS = ("timestep_embedder.linear_1", "timestep_embedder.linear_2", "t_block.1")
 
@@ -80,8 +82,9 @@ class Adaptation:
         outputs, inputs = y.view(-1, y.shape[-1]), x.reshape(-1, x.shape[-1])
         for tokens, weighted in self.parts:
             for update in weighted.adapter.updates.get(self.path + name, ()):
-                hidden = inputs[tokens] @ update.down.mT  # (tokens, r)
-                outputs[tokens, update.outputs].addmm_(hidden, update.up.mT, alpha=weighted.weight * update.scale)
+                hidden = project(inputs[tokens], update.down)  # (tokens, r)
+                added = project(hidden, update.up)
+                outputs[tokens, update.outputs].add_(added, alpha=weighted.weight * update.scale)
         return y
 
 

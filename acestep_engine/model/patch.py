@@ -61,7 +61,12 @@ class PatchEmbedding(nn.Module):
         del self.early_conv_layers
 
     def forward(self, songs: Sequence[Tensor]) -> list[Tensor]:
-        """Songs (channels, height, T), each of its own T, to their tokens (T, dim) in the model's precision."""
+        """Embed songs (channels, height, T), each of its own T, as tokens (T, dim) in the model's precision."""
+        if songs[0].device.type == "cpu":  # one by one: products of one row and of several sum in another order
+            return [tokens for song in songs for tokens in self._embed([song])]
+        return self._embed(songs)
+
+    def _embed(self, songs: Sequence[Tensor]) -> list[Tensor]:
         columns = [song.flatten(0, 1).float() for song in songs]  # (K, T) each
         mean = torch.stack([of_one.mean(dim=1) for of_one in columns])  # (S, K)
         centred = [of_one - its_mean[:, None] for of_one, its_mean in zip(columns, mean, strict=True)]

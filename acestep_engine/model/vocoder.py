@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from acestep_engine.errors import CheckpointError
-from acestep_engine.model.linear import Linear
+from acestep_engine.model.linear import Linear, PointwiseConv1d
 from acestep_engine.model.time_convs import MOST_FOLDED, DepthwiseConv, TimeConv, TimeUpsample
 from acestep_engine.model.windows import equal_windows, with_halo
 
@@ -120,7 +120,9 @@ class ConvNeXtBackbone(nn.Module):
         stem = nn.Conv1d(config.input_channels, dims[0], STEM_KERNEL_SIZE, padding=reach, padding_mode="replicate")
         self.channel_layers = nn.ModuleList([nn.Sequential(stem, ChannelNorm(dims[0], eps=NORM_EPS))])
         for before, after in pairwise(dims):
-            self.channel_layers.append(nn.Sequential(ChannelNorm(before, eps=NORM_EPS), nn.Conv1d(before, after, 1)))
+            self.channel_layers.append(
+                nn.Sequential(ChannelNorm(before, eps=NORM_EPS), PointwiseConv1d(before, after, 1))
+            )
         self.stages = nn.ModuleList(
             nn.Sequential(*(ConvNeXtBlock(channels, config.kernel_size) for _ in range(depth)))
             for channels, depth in zip(dims, config.depths, strict=True)

@@ -132,12 +132,12 @@ def test_a_repeated_prompt_with_another_seed_encodes_nothing() -> None:
     contexts, given = builder(), conditioning()
     with encoded_lyrics() as calls:
         first = contexts.build(PARAMS, given)
-        assert len(calls) == 1
+        assert len(calls) == 2  # with and without lyrics
         again = contexts.build(replace(PARAMS, seed=2, steps=27, duration_s=3.0), conditioning())
         assert again is first
         del first, again
         assert_equal(contexts.build(PARAMS, given), build(PARAMS, conditioning()))
-        assert len(calls) == 2  # the last one is of the fresh builder
+        assert len(calls) == 4  # the last two are of the fresh builder
 
 
 def test_a_context_lives_only_as_long_as_somebody_needs_it() -> None:
@@ -210,7 +210,19 @@ def test_lyrics_are_encoded_once_for_all_prompts() -> None:
 def test_rows_of_the_same_lyrics_are_encoded_once() -> None:
     with encoded_lyrics() as calls:
         build(replace(PARAMS, **DOUBLE), conditioning())
-    assert [len(output) for output in calls] == [2]  # with and without lyrics
+    assert [len(output) for output in calls] == [1, 1]  # with and without lyrics
+
+
+def test_encoded_lyrics_do_not_depend_on_what_was_known_before() -> None:
+    """To the bit: the weakened row is encoded alone after an unweakened song, and beside another one before it."""
+    before, given = builder(), conditioning()
+    usual = before.build(PARAMS, given)
+    for (k, v), (other_k, other_v) in zip(
+        before.build(WEAK, given).key_values, builder().build(WEAK, given).key_values, strict=True
+    ):
+        assert torch.equal(k, other_k)
+        assert torch.equal(v, other_v)
+    assert usual is not None
 
 
 def test_only_lyrics_used_lately_are_kept() -> None:
