@@ -32,6 +32,9 @@ WORTHWHILE_GAIN = 1.02  # by how much twice the tokens must raise the throughput
 WORTH_RECORDING = 1.05  # by how much a recorded forward must be faster
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}  # of the same kernels on the same numbers, relative
 LONG_RUN_S = 0.1  # after one that takes so long, another would tell no more
+# A CPU that takes so long for a row of a short song, or for three seconds of decoding, is taken at its word: what a
+# first run costs beside is little of that. Else a full-size model would be measured for minutes.
+SLOW_CPU_S = 2.0
 MEMORY_SHARE = 0.6  # of what is free: the rest is for decoding, contexts and fragmentation
 
 
@@ -60,10 +63,18 @@ def measure_forwards(batch: Batch, device: torch.device) -> tuple[int, float]:
 
     Forwards of more and more rows, until more take too long, would not fit the memory, or do not pay. That is asked of
     a GPU only: a CPU's throughput hardly depends on it, and while a replica starts, others disturb what is measured.
-    Kernels are chosen and compiled on the way.
+    Kernels are chosen and compiled on the way. A CPU that is slow does one row, once.
     """
-    warm_up(batch, device)
     share = any_share(batch, device)
+    if device.type == "cpu" and not batch.transformer.is_compiled:
+        seconds = _run_s(partial(batch.forward, [share]), device)
+        if seconds > SLOW_CPU_S:
+            batch.forget_packings()
+            return LEAST_ROWS * ROW_FRAMES, seconds / ROW_FRAMES
+    else:
+        warm_up(batch, device)
+    if device.type == "cuda":  # the peak until now may be of another model
+        torch.cuda.reset_peak_memory_stats(device)
     rows, seconds = LEAST_ROWS, _seconds(partial(batch.forward, [share] * LEAST_ROWS), device)
     while rows < MAX_ROWS and seconds <= LONGEST_FORWARD_S and _fits(2 * rows * ROW_FRAMES, rows * ROW_FRAMES, device):
         doubled = _seconds(partial(batch.forward, [share] * (2 * rows)), device)
@@ -162,15 +173,21 @@ def _same(found: Sequence[Sequence[Tensor]], expected: Sequence[Sequence[Tensor]
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    """The faster of two runs after one that warms up; the second is spared if the first takes long."""
-    taken: list[float] = []
-    while len(taken) < 2 or (len(taken) < 3 and taken[1] < LONG_RUN_S):
-        synchronize(device)
-        started = time.perf_counter()
-        work()
-        synchronize(device)
-        taken.append(time.perf_counter() - started)
-    return min(taken[1:])
+    """The faster of two runs after one that warms up; the second is spared if the first takes long, and on a slow CPU
+    so is the first."""
+    warming_up_s = _run_s(work, device)
+    if device.type == "cpu" and warming_up_s > SLOW_CPU_S:
+        return warming_up_s
+    first_s = _run_s(work, device)
+    return first_s if first_s >= LONG_RUN_S else min(first_s, _run_s(work, device))
+
+
+def _run_s(work: Callable[[], object], device: torch.device) -> float:
+    synchronize(device)
+    started = time.perf_counter()
+    work()
+    synchronize(device)
+    return time.perf_counter() - started
 
 
 def _fits(tokens: int, measured_tokens: int, device: torch.device) -> bool:

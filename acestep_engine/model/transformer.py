@@ -252,6 +252,10 @@ class Transformer(nn.Module):
             for name in COMPILED_METHODS:
                 setattr(block, name, torch.compile(getattr(block, name), dynamic=True))
 
+    @property
+    def is_compiled(self) -> bool:
+        return COMPILED_METHODS[0] in vars(self._blocks[0])
+
     def use_plain_blocks(self) -> None:
         """Undo `compile_blocks`."""
         for block in self._blocks:

@@ -10,8 +10,10 @@ from torch._dynamo.utils import counters
 from acestep_engine import calibrate
 from acestep_engine.calibrate import LEAST_ROWS, ROW_FRAMES, measure_forwards
 from acestep_engine.engine import Engine
+from acestep_engine.model.packing import Packing
 from acestep_engine.params import ModelSpec
 from tests.engine.small import CPU, SMALL, Ask, Batch, folded, loaded_transformer, small_autoencoder, small_transformer
+from tests.engine.wishes import before_forwards
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -35,6 +37,33 @@ def test_an_engine_measures_its_device_if_nobody_says_what_it_can_do() -> None:
     assert engine.calibration.tokens_per_decoded_frame > 0
     assert engine.scheduler.max_tokens == engine.calibration.max_tokens
     assert not engine.busy
+
+
+def forwards_and_tokens(taken_s: float, monkeypatch: pytest.MonkeyPatch) -> tuple[list[int], int]:
+    """The tokens of each forward that is run where each takes so long, and what may share one."""
+    run, clock = list[int](), [0.0]
+    monkeypatch.setattr(calibrate.time, "perf_counter", lambda: clock[0])
+
+    def note(packing: Packing) -> None:
+        run.append(packing.tokens)
+        clock[0] += taken_s
+
+    with before_forwards(note):
+        most, _ = measure_forwards(Batch(small_transformer(), CPU, torch.float32), CPU)
+    return run, most
+
+
+def test_a_slow_cpu_is_measured_by_one_forward_of_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, most = forwards_and_tokens(3.0, monkeypatch)
+    assert len(run) == 1
+    assert run[0] < 2 * ROW_FRAMES
+    assert most == LEAST_ROWS * ROW_FRAMES
+
+
+def test_a_fast_cpu_is_measured_by_larger_forwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, most = forwards_and_tokens(0.01, monkeypatch)
+    assert len(run) > 3
+    assert most == 4 * LEAST_ROWS * ROW_FRAMES
 
 
 def most_tokens(monkeypatch: pytest.MonkeyPatch, taken_s: list[float]) -> int:
