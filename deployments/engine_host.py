@@ -16,7 +16,14 @@ from pathlib import Path
 
 import torch
 
-from acestep_engine.devices import describe_device, free_memory, keep_freed_memory, pick_device
+from acestep_engine.calibrate import Calibration
+from acestep_engine.devices import (
+    describe_device,
+    free_memory,
+    give_back_freed_memory,
+    keep_freed_memory,
+    pick_device,
+)
 from acestep_engine.download import ensure_checkpoint
 from acestep_engine.engine import Engine
 from acestep_engine.lanes import Lanes
@@ -28,6 +35,8 @@ from deployments.cpus import available_cpus
 from deployments.failures import GpuMemoryError, LatentSpaceError, SharedStepError
 from deployments.latent_space import latent_space_of
 from deployments.messages import ReplicaState
+
+SONGS_TO_GIVE_BACK = 16  # after so many the process gives back what it keeps of freed memory
 
 logger = logging.getLogger("ray.serve")
 
@@ -100,6 +109,7 @@ class EngineHost:
         self._on_gpu_lost = on_gpu_lost
         self._engine: Engine | None = None
         self._latent_space = ""  # of its model
+        self._calibrations: dict[ModelSpec, Calibration] = {}  # of a CPU; a GPU's free memory changes
         self._running: dict[str, Call] = {}  # in the engine
         self._wake = threading.Condition()
         self._without_adapter: AdapterQueue[Call] = AdapterQueue(self._notify)
@@ -109,6 +119,7 @@ class EngineHost:
         self.steps = 0  # that the engine has done
         self._lanes_in_use: _TimedLanes | None = None
         self._working_since: float | None = None  # None while it waits, or loads a model, however long that takes
+        self._songs_kept = 0  # that ended since memory was given back
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
 
@@ -175,7 +186,9 @@ class EngineHost:
             if self._engine is not None:
                 self._without_adapter.advance(self._engine.adapters, self._add, self._fail)
             if self._running:
+                before = len(self._running)
                 self._step()
+                self._note_ended(before - len(self._running))
             self._working_since = None
         self._without_adapter.close()
 
@@ -291,6 +304,12 @@ class EngineHost:
                     del self._running[event.request_id]
                     call.end.set_exception(self._judge(event.error))
 
+    def _note_ended(self, songs: int) -> None:
+        self._songs_kept += songs
+        if self._songs_kept >= SONGS_TO_GIVE_BACK:
+            self._songs_kept = 0
+            give_back_freed_memory()
+
     def _lanes(self) -> _TimedLanes:
         return _TimedLanes.for_device(pick_device(self._device), available_cpus())
 
@@ -314,7 +333,12 @@ class EngineHost:
             self._latent_space = latent_space_of(Path(spec.path))
             lanes, limits = self._lanes(), self._adapter_limits
             self._lanes_in_use = lanes
-            self._engine = lanes.call(lambda: Engine.load(spec, self._device, adapter_limits=limits, lanes=lanes))
+            known = self._calibrations.get(spec)
+            self._engine = lanes.call(
+                lambda: Engine.load(spec, self._device, known, adapter_limits=limits, lanes=lanes)
+            )
+            if self._engine.device.type == "cpu":
+                self._calibrations[spec] = self._engine.calibration
             logger.info(
                 "loaded %s from %s on %s in %.1f s; up to %d tokens share a forward",
                 *(spec.name, spec.path, self._engine.device),

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from acestep_engine import engine
 from acestep_engine.adapters import AdapterLoader
+from acestep_engine.calibrate import Calibration
 from acestep_engine.checkpoint import NANO_PATH
 from acestep_engine.conditioning import Conditioning
 from acestep_engine.engine import Engine
@@ -84,6 +86,19 @@ def latents(song: "Future[Finished]") -> Latents:
 
 def same(one: Latents, other: Latents) -> bool:
     return float(np.linalg.norm(one - other)) <= 1e-4 * float(np.linalg.norm(one))
+
+
+def test_a_model_that_comes_back_is_not_measured_again(host: EngineHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> Calibration:
+        raise AssertionError("measured again")
+
+    other = replace(SPEC, name="other")
+    monkeypatch.setattr(engine, "measure", lambda *_: Calibration(1000, 20.0))
+    host.load(other).result(TIMEOUT_S)
+    monkeypatch.setattr(engine, "measure", refuse)
+    host.load(SPEC).result(TIMEOUT_S)
+    host.load(other).result(TIMEOUT_S)
+    host.load(SPEC).result(TIMEOUT_S)
 
 
 def test_songs_go_on_while_an_adapter_is_loaded(
