@@ -15,7 +15,7 @@ import numpy.typing as npt
 from acestep_engine.errors import AudioError, AudioTooLargeError
 from acestep_engine.kinds import Readable, recognise
 from acestep_engine.media import media_decoder
-from acestep_engine.params import AudioFormat
+from acestep_engine.params import AudioFormat, longest_source_samples
 from acestep_engine.sndfile import sndfile_decoder
 
 MEDIA_TYPES: Mapping[AudioFormat, str] = {
@@ -85,6 +85,10 @@ class SourceAudio:
     samples: FloatArray
     sample_rate_hz: int
 
+    @property
+    def nbytes(self) -> int:
+        return self.samples.nbytes
+
 
 def check_audio(data: bytes | memoryview, limits: AudioLimits) -> AudioInfo:
     """Decode the whole file in blocks of bounded memory, keep nothing, and say what is in it.
@@ -99,10 +103,20 @@ def check_audio(data: bytes | memoryview, limits: AudioLimits) -> AudioInfo:
 
 
 def read_audio(data: bytes | memoryview, limits: AudioLimits) -> SourceAudio:
-    """The file as stereo: mono is doubled, more than two channels are mixed down. Raises what `check_audio` does."""
+    """Read the file as stereo, up to the length of the longest song: no more of a source is used, nor is it decoded.
+
+    Mono is doubled, more than two channels are mixed down. Raises what `check_audio` does, of the part that is read.
+    """
     with _opened(data, limits) as (_, decoder):
-        blocks = [_stereo(block) for block in _blocks(decoder, limits)]
-        samples = np.empty((2, sum(block.shape[1] for block in blocks)), np.float32)
+        most = longest_source_samples(decoder.sample_rate_hz)
+        blocks: list[FloatArray] = []
+        frames = 0
+        for block in _blocks(decoder, limits):
+            blocks.append(_stereo(block[: most - frames]))
+            frames += blocks[-1].shape[1]
+            if frames == most:
+                break
+        samples = np.empty((2, frames), np.float32)
         start = 0
         for index, block in enumerate(blocks):
             samples[:, start : start + block.shape[1]] = block

@@ -1,7 +1,9 @@
 """How a request begins: the latents of its source, the state of its task, and what its frames attend to."""
 
 import time
+from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,12 +47,15 @@ class Beginner:
         with self._residency.use(self._transformer):
             request.contexts = self._contexts.of_request(request.params, request.inputs, request.adapter)
         request.task = task
+        request.inputs = replace(request.inputs, source=None)  # it may be large, and is not needed any more
 
     def _encode_source(self, source: SourceAudio) -> Tensor:
         """Latents (8, 16, T) of the source; what is past the longest song is left out."""
         samples = source.samples[:, : longest_source_samples(source.sample_rate_hz)]
         with self._residency.use(self._autoencoder):
-            return self._autoencoder.encode(torch.tensor(samples), source.sample_rate_hz)
+            return self._autoencoder.encode(
+                torch.from_numpy(np.require(samples, requirements="W")), source.sample_rate_hz
+            )
 
 
 def _known_latents(source: Latents | None) -> Tensor | None:

@@ -40,9 +40,12 @@ class LruCache(Generic[K, V]):
         with self._lock:
             if key in self._entries:
                 self._nbytes -= self._bytes_of(self._entries.pop(key))
+            nbytes = self._bytes_of(value)
+            if nbytes > self._most_bytes:
+                return
             self._entries[key] = value
-            self._nbytes += self._bytes_of(value)
-            while self._entries and (len(self._entries) > self._size or self._nbytes > self._most_bytes):
+            self._nbytes += nbytes
+            while len(self._entries) > self._size or self._nbytes > self._most_bytes:
                 _, dropped = self._entries.popitem(last=False)
                 self._nbytes -= self._bytes_of(dropped)
 

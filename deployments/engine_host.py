@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -270,6 +270,7 @@ class EngineHost:
                 )
             call.made_in = self._latent_space
             engine.add(call.call_id, call.params, call.inputs, call.priority)
+            call.inputs = replace(call.inputs, source=None)  # the engine has it, and lets go of it before the song ends
         except Exception as error:  # noqa: BLE001  as above
             call.end.set_exception(self._judge(error))
         else:

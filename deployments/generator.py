@@ -26,6 +26,7 @@ from deployments.failures import is_unexpected
 from deployments.hangs import end_hanging_replica, end_process
 from deployments.heartbeats import with_heartbeats
 from deployments.messages import JOB_MANAGER, ByteArray, Heartbeat, Rendered, RenderJob, is_latents
+from deployments.source_room import SourceRoom
 
 if TYPE_CHECKING:  # they take seconds to import, and only the replica needs them
     from deployments.engine_host import Call, EngineHost
@@ -37,7 +38,9 @@ GPU_PROGRESS_PER_S = 32
 HEARTBEAT_S = 5.0  # of a call with nothing to tell: it waits for a thread, or is paused for others
 REPORT_INTERVAL_S = 1.0
 REPORT_TIMEOUT_S = 5.0
-FILE_THREADS = 2  # that read and write audio files beside the engine's own thread
+FILE_THREADS = 2  # that write audio files beside the engine's own thread; another one reads sources
+# Of decoded sources of songs that have not begun; there may be one more. The longest at 48 kHz takes 92 MB.
+MOST_SOURCE_BYTES = 2**27
 
 logger = logging.getLogger("ray.serve")
 T = TypeVar("T")
@@ -145,6 +148,8 @@ class Generator:
         self._progress_per_s = GPU_PROGRESS_PER_S if use_gpu else CPU_PROGRESS_PER_S
         self._calls: dict[str, asyncio.Future[None]] = {}  # that run now: done when nobody wants one any more
         self._files = ThreadPoolExecutor(max_workers=FILE_THREADS, thread_name_prefix="audio-files")
+        self._source_room: SourceRoom[SourceAudio] = SourceRoom(MOST_SOURCE_BYTES)
+        self._sources = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sources")
         device = None if use_gpu else "cpu"
         self._host = await self._in_thread(lambda: _make_host(device, download_to, adapter_limits))
         self._tell_router = _teller_of_adapters(adapter_limits)
@@ -192,25 +197,26 @@ class Generator:
         yield Progress("encoding")
         if job.params.active_adapter is not None:
             await self._tell_router(job.params.active_adapter.digest)
-        begun_from = source if source is None or is_latents(source) else await self._read_audio(source.data)
         listener, file, end = _Listener(), _SongFile(job), Future[Finished]()
         end.add_done_callback(listener.note_end)
-        inputs = Inputs(conditioning, target, begun_from)
-        call = Call(
-            job.call_id,
-            spec,
-            job.params,
-            inputs,
-            job.priority,
-            listener.note,
-            listener.note_audio,
-            end,
-            job.latent_space,
-        )
-        self._host.submit(call)
+        call: Call | None = None
         try:
+            # Nothing but the call holds what was read: the engine lets go of it once it is encoded.
+            call = Call(
+                job.call_id,
+                spec,
+                job.params,
+                Inputs(conditioning, target, await self._begun_from(job, source)),
+                job.priority,
+                listener.note,
+                listener.note_audio,
+                end,
+                job.latent_space,
+            )
+            self._host.submit(call)
             while not listener.ended:
                 await listener.hear()
+                self._source_room.forget(job.call_id)
                 async for part in self._encoded(file, listener):
                     yield part
                 if listener.progress is not None and not listener.ended:
@@ -220,7 +226,9 @@ class Generator:
             rest = await self._in_thread(partial(file.finish, listener.audio))
             yield self._rendered(finished, file, rest, call)
         finally:
-            self._host.abort(call)
+            self._source_room.forget(job.call_id)
+            if call is not None:
+                self._host.abort(call)
 
     async def load(self, spec: ModelSpec) -> None:
         """Have this model in memory, after the songs that are being made.
@@ -248,8 +256,13 @@ class Generator:
             self._reporting.cancel()
             self._host.close()
 
-    async def _read_audio(self, file: memoryview) -> SourceAudio:
-        return await self._in_thread(lambda: read_audio(file, self._limits))
+    async def _begun_from(self, job: RenderJob, source: ByteArray | Latents | None) -> SourceAudio | Latents | None:
+        """Return what the engine begins from: a file is read, when there is room for it."""
+        if source is None or is_latents(source):
+            return source
+        loop, file = asyncio.get_running_loop(), source.data
+        read = partial(read_audio, file, self._limits)
+        return await self._source_room.read(job.call_id, lambda: loop.run_in_executor(self._sources, read))
 
     async def _encoded(self, file: _SongFile, listener: _Listener) -> AsyncIterator[ByteArray]:
         """The file's parts, as far as there is audio now and more to come."""

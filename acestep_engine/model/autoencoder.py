@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderDC
 from torch import Tensor
 
 from acestep_engine.errors import AudioError, CheckpointError
 from acestep_engine.model.json_files import read_config
 from acestep_engine.model.latent_decoder import LatentDecoder
+from acestep_engine.model.latent_encoder import LatentEncoder
 from acestep_engine.model.linear import use_products
 from acestep_engine.model.loading import load_weights
 from acestep_engine.model.mel import LogMel, MelConfig
-from acestep_engine.model.resampling import Resampler
+from acestep_engine.model.resampling import ResampledStream, Resampler
 from acestep_engine.model.vocoder import Vocoder, VocoderConfig
 from acestep_engine.model.windows import with_halo
 from acestep_engine.params import (
@@ -36,6 +36,8 @@ LATENT_CHANNELS, LATENT_HEIGHT = 8, 16
 MEL_MIN, MEL_MAX = -11.0, 3.0
 LATENT_SHIFT, LATENT_SCALE = -1.9091, 0.1786
 
+SAMPLES_AT_ONCE = 2**18  # of a source that is resampled
+
 
 class MusicAutoencoder:
     """The autoencoder and the vocoder of one checkpoint on one device, for inference."""
@@ -45,6 +47,7 @@ class MusicAutoencoder:
     ) -> None:
         use_products(dcae)
         self.dcae = dcae.to(memory_format=torch.channels_last)  # up to three times faster on a CPU
+        self.encoder = LatentEncoder(dcae.encoder)
         self.decoder = LatentDecoder(dcae.decoder)
         self.vocoder = vocoder
         self.mel = mel.to(device)
@@ -92,14 +95,25 @@ class MusicAutoencoder:
         """
         if audio.ndim != 2 or audio.shape[0] != 2 or audio.shape[1] == 0:
             raise AudioError(f"audio of shape {tuple(audio.shape)} cannot be encoded, expected (2, N) with N >= 1")
-        signal = self.resample(audio, sample_rate_hz, MODEL_SAMPLE_RATE_HZ)
-        # Counted, not taken from the resampled signal: torchaudio's length is a sample short for some long sources.
-        length = encoded_frames(audio.shape[1], sample_rate_hz) * SAMPLES_PER_LATENT
-        signal = F.pad(signal, (0, length - signal.shape[-1]))
+        signal = self._resampled(audio, sample_rate_hz)
         mel = (self.mel(signal) - MEL_MIN) / (MEL_MAX - MEL_MIN)  # (2, 128, 8T), mostly in [0, 1]
         image = ((mel - 0.5) / 0.5).to(self.dtype)
-        latents: Tensor = self.dcae.encoder(_channels_last(image[None]))[0].float()  # (8, 16, T)
+        latents = self.encoder(image[None])[0].float()  # (8, 16, T)
         return (latents - LATENT_SHIFT) * LATENT_SCALE
+
+    def _resampled(self, audio: Tensor, sample_rate_hz: int) -> Tensor:
+        """The audio (2, N) on the device at 44.1 kHz, with silence up to a whole latent frame. In bounded pieces."""
+        length = encoded_frames(audio.shape[1], sample_rate_hz) * SAMPLES_PER_LATENT
+        signal = torch.zeros(2, length, device=self.device)
+        stream = ResampledStream(self.resample, sample_rate_hz, MODEL_SAMPLE_RATE_HZ)
+        heard = -(-audio.shape[1] * MODEL_SAMPLE_RATE_HZ // sample_rate_hz)  # then the filter rings on
+        written = 0
+        *firsts, last = audio.split(SAMPLES_AT_ONCE, dim=-1)
+        for piece, is_last in [*((piece, False) for piece in firsts), (last, True)]:
+            resampled = stream.push(piece, last=is_last)[:, : heard - written]
+            signal[:, written : written + resampled.shape[-1]] = resampled
+            written += resampled.shape[-1]
+        return signal
 
     @torch.inference_mode()
     def latents_to_image(self, latents: Tensor) -> Tensor:

@@ -4,22 +4,15 @@ Its attention sees the whole song, at the lowest resolution. All else are convol
 windows of time, each with as much context as they can see. The modules stay diffusers' own.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
-import torch.nn.functional as F
-from diffusers.models.attention_processor import SanaMultiscaleLinearAttention
-from diffusers.models.autoencoders.autoencoder_dc import DCUpBlock2d, Decoder, EfficientViTBlock, ResBlock
-from diffusers.models.transformers.sana_transformer import GLUMBConv
+from diffusers.models.autoencoders.autoencoder_dc import DCUpBlock2d, Decoder, ResBlock
 from torch import Tensor, nn
 
+from acestep_engine.model.tiles import parts_of, run_in_tiles
 from acestep_engine.model.windows import with_halo
-
-# Attention, and the wide convolutions between, run over tiles of time, which gives the same image: a long song does not
-# need memory for all of its queries, keys and values, in float32, and all of eight times as many channels.
-TILE_COLUMNS = 256
 
 
 @dataclass(frozen=True)
@@ -39,7 +32,7 @@ class LatentDecoder:
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
-        modules = list(_parts(module for block in reversed(decoder.up_blocks) for module in block))
+        modules = list(parts_of(module for block in reversed(decoder.up_blocks) for module in block))
         attending = [i for i, module in enumerate(modules) if not isinstance(module, ResBlock | DCUpBlock2d)]
         cut = attending[-1] + 1 if attending else 0
         self._attending = modules[:cut]
@@ -56,13 +49,7 @@ class LatentDecoder:
         """One step of the first part, from the latents (1, 8, 16, T) at step 0 to what `convolve` takes."""
         if step == 0:
             return self._start(x)
-        module = self._attending[step - 1]
-        long = x.shape[-1] > TILE_COLUMNS
-        if long and isinstance(module, GLUMBConv):
-            return _convolved_in_tiles(module, x)
-        if long and isinstance(module, SanaMultiscaleLinearAttention) and module.norm_type == "rms_norm":
-            return _attended_in_tiles(module, x)
-        return module(x)
+        return run_in_tiles(self._attending[step - 1], x)
 
     def convolve(self, x: Tensor, start: int, stop: int) -> Tensor:
         """The decoded image of latent frames [start, stop) of the song: the same, alone or as a part of all."""
@@ -87,59 +74,6 @@ class LatentDecoder:
     def _finish(self, x: Tensor) -> Tensor:
         normed = self._decoder.norm_out(x.movedim(1, -1)).movedim(-1, 1)
         return self._decoder.conv_out(self._decoder.conv_act(normed))
-
-
-def _parts(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
-    """The modules, with an EfficientViT block as the two that it is made of."""
-    for module in modules:
-        yield from (module.attn, module.conv_out) if isinstance(module, EfficientViTBlock) else (module,)
-
-
-def _tiles(columns: int) -> list[slice]:
-    return [slice(start, min(start + TILE_COLUMNS, columns)) for start in range(0, columns, TILE_COLUMNS)]
-
-
-def _with_context(module: Callable[[Tensor], Tensor], x: Tensor, tile: slice, halo: int) -> Tensor:
-    """The tile of the module's image, for a module that sees `halo` columns on either side."""
-    first, last = with_halo(tile.start, tile.stop, halo, x.shape[-1])
-    return module(x[..., first:last])[..., tile.start - first : tile.stop - first]
-
-
-def _convolved_in_tiles(module: GLUMBConv, x: Tensor) -> Tensor:
-    image = torch.empty_like(x)
-    for tile in _tiles(x.shape[-1]):
-        image[..., tile] = _with_context(module, x, tile, module.conv_depth.padding[-1])
-    return image
-
-
-def _attended_in_tiles(attention: SanaMultiscaleLinearAttention, x: Tensor) -> Tensor:
-    """What the module computes of x (1, C, H, columns), with an RMS norm.
-
-    Linear attention sums values times keys over all pixels, and multiplies every pixel's query with that one sum.
-    """
-    tiles = _tiles(x.shape[-1])
-    halo = max((block.proj_in.padding[-1] for block in attention.to_qkv_multiscale), default=0)
-    queries, total = [], None
-    for tile in tiles:
-        qkv = _with_context(partial(_queries_keys_values, attention), x, tile, halo)
-        query, key, value = qkv.float().unflatten(1, (-1, 3, attention.attention_head_dim))[0].flatten(3).unbind(1)
-        queries.append(attention.nonlinearity(query).to(x.dtype))  # (heads, D, pixels)
-        part = F.pad(value, (0, 0, 0, 1), value=1) @ attention.nonlinearity(key).mT  # (heads, D + 1, D)
-        total = part if total is None else total + part
-    image = torch.empty_like(x)
-    for tile, query in zip(tiles, queries, strict=True):
-        attended = total @ query.float()
-        attended = (attended[:, :-1] / (attended[:, -1:] + attention.eps)).to(x.dtype)
-        attended = attended.unflatten(2, (x.shape[2], -1)).flatten(0, 1).permute(1, 2, 0)  # (H, columns, heads * D)
-        image[0, :, :, tile] = attention.norm_out(attention.to_out(attended)).permute(2, 0, 1) + x[0, :, :, tile]
-    return image
-
-
-def _queries_keys_values(attention: SanaMultiscaleLinearAttention, x: Tensor) -> Tensor:
-    """Of x (1, C, H, columns), at every scale, one after the other along the channels."""
-    pixels = x.movedim(1, -1)
-    qkv = torch.cat([attention.to_q(pixels), attention.to_k(pixels), attention.to_v(pixels)], dim=-1).movedim(-1, 1)
-    return torch.cat([qkv, *(block(qkv) for block in attention.to_qkv_multiscale)], dim=1)
 
 
 def _factor(module: nn.Module) -> int:

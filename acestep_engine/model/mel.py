@@ -37,6 +37,9 @@ class MelConfig:
         return cls(**values)  # type: ignore[arg-type]  # checked just above
 
 
+FRAMES_AT_ONCE = 1024  # a long song's spectrum would take twenty times the memory of its audio
+
+
 class LogMel(nn.Module):
     """Natural logarithm of a Slaney mel spectrogram, always computed in float32.
 
@@ -73,6 +76,17 @@ class LogMel(nn.Module):
         if audio.shape[-1] <= right:
             raise AudioError(f"{audio.shape[-1]} samples are too few for a spectrum; at least {right + 1} are needed")
         signal = F.pad(audio.float().reshape(-1, 1, audio.shape[-1]), (left, right), mode="reflect").squeeze(1)
+        frames = (signal.shape[-1] - config.n_fft) // config.hop_length + 1
+        mel = signal.new_empty(len(signal), config.n_mels, frames)
+        for start in range(0, frames, FRAMES_AT_ONCE):
+            stop = min(start + FRAMES_AT_ONCE, frames)
+            part = signal[:, start * config.hop_length : (stop - 1) * config.hop_length + config.n_fft]
+            mel[..., start:stop] = self._log_mel(part)
+        return mel.reshape(*audio.shape[:-1], config.n_mels, frames)
+
+    def _log_mel(self, signal: Tensor) -> Tensor:
+        """Signal (B, N) to (B, n_mels, T), without mirrored ends."""
+        config = self.config
         spectrum = torch.stft(
             signal,
             config.n_fft,
@@ -83,5 +97,5 @@ class LogMel(nn.Module):
             return_complex=True,
         )  # (B, n_fft / 2 + 1, T)
         magnitude = (torch.view_as_real(spectrum).square().sum(-1) + POWER_FLOOR).sqrt()
-        mel = magnitude.mT @ self.filter_bank  # (B, T, n_mels)
-        return mel.clamp(min=MEL_FLOOR).log().mT.reshape(*audio.shape[:-1], config.n_mels, -1)
+        mel: Tensor = magnitude.mT @ self.filter_bank  # (B, T, n_mels)
+        return mel.clamp(min=MEL_FLOOR).log().mT

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from ray.serve.exceptions import RequestCancelledError
 
-from acestep_engine.audio import AudioLimits
+from acestep_engine.audio import AudioLimits, SourceAudio
 from acestep_engine.checkpoint import NANO_PATH
 from acestep_engine.conditioning import Conditioning
 from acestep_engine.engine import Engine
@@ -27,6 +28,7 @@ from tests.deployments.house import House, Message, sing
 SPEC = ModelSpec("nano", str(NANO_PATH))
 SONG = GenerationParams("", "", 1.0, seed=1, steps=2, guidance_scale=1.0)
 HANGS_AFTER_S = 5.0
+SOURCE = SourceAudio(np.full((2, 48_000), 0.1, np.float32), 48_000)
 LIMITS = AudioLimits(max_duration_s=600.0, max_channels=8, min_rate_hz=8_000, max_rate_hz=192_000)
 
 
@@ -93,12 +95,13 @@ async def test_a_call_tells_that_it_lives_from_its_first_moment_whatever_it_wait
     """Its source waits for a thread, and then the end of its file does."""
     monkeypatch.setattr("deployments.generator.HEARTBEAT_S", 0.05)
 
-    def keep_threads_busy() -> None:
+    def read(*_: object) -> SourceAudio:
         for _ in range(FILE_THREADS):
             generator._files.submit(time.sleep, 0.5)
+        return SOURCE
 
-    keep_threads_busy()
-    monkeypatch.setattr("deployments.generator.read_audio", lambda file, limits: keep_threads_busy())
+    generator._sources.submit(time.sleep, 0.5)
+    monkeypatch.setattr("deployments.generator.read_audio", read)
     told: list[object] = []
     async for message in generator.generate(SPEC, job(), np.zeros(4, np.uint8), conditioning()):
         told.append(message)
@@ -109,9 +112,27 @@ async def test_a_call_tells_that_it_lives_from_its_first_moment_whatever_it_wait
     assert sum(isinstance(one, Heartbeat) for one in told[first_step:]) > 5
 
 
+async def test_a_source_is_let_go_of_once_it_is_encoded(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[weakref.ref[SourceAudio]] = []
+
+    def read_once(*_: object) -> SourceAudio:
+        source = replace(SOURCE)
+        read.append(weakref.ref(source))
+        return source
+
+    monkeypatch.setattr("deployments.generator.read_audio", read_once)
+    params = replace(SONG, task="audio2audio", ref_audio_strength=0.1, steps=20)
+    held_while_denoising: list[bool] = []
+    async for message in generator.generate(SPEC, job(params), np.zeros(4, np.uint8), conditioning()):
+        if isinstance(message, Progress) and message.stage != "encoding" and message.step > 0:
+            held_while_denoising.append(read[0]() is not None)
+            assert generator._source_room.nbytes == 0
+    assert held_while_denoising
+    assert not any(held_while_denoising)
+
+
 async def test_a_call_that_is_cancelled_before_it_reached_the_engine_never_reaches_it(generator: Generator) -> None:
-    for _ in range(FILE_THREADS):
-        generator._files.submit(time.sleep, 0.3)
+    generator._sources.submit(time.sleep, 0.3)
     submitted: list[object] = []
     submit = generator._host.submit
     generator._host.submit = lambda call: (submitted.append(call), submit(call))[1]  # type: ignore[method-assign]

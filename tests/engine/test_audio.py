@@ -240,12 +240,14 @@ def test_a_decode_bomb_is_refused_at_the_limit_without_decoding_the_rest(monkeyp
         return block
 
     monkeypatch.setattr(soundfile.SoundFile, "read", counted)
-    for judge in (check_audio, read_audio):
-        decoded.clear()
-        with pytest.raises(AudioTooLargeError, match=r"lasts at least 60\d\.\d s, the limit is 600 s"):
-            judge(data, LIMITS)
-        assert sum(decoded) < 610 * 8_000 * 2 * 4
-        assert max(decoded) < 2**20
+    with pytest.raises(AudioTooLargeError, match=r"lasts at least 60\d\.\d s, the limit is 600 s"):
+        check_audio(data, LIMITS)
+    assert sum(decoded) < 610 * 8_000 * 2 * 4
+    assert max(decoded) < 2**20
+    decoded.clear()
+    read_audio(data, LIMITS)
+    assert sum(decoded) < 250 * 8_000 * 2 * 4
+    assert max(decoded) < 2**20
 
 
 def test_neither_torch_nor_a_web_framework_is_needed() -> None:

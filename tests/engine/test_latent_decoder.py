@@ -8,7 +8,7 @@ from diffusers import AutoencoderDC
 from diffusers.models.autoencoders.autoencoder_dc import Decoder
 from torch import Tensor
 
-from acestep_engine.model import latent_decoder as module
+from acestep_engine.model import tiles as module
 from acestep_engine.model.latent_decoder import LatentDecoder
 from tests.engine.small import DCAE, draw_weights
 from tests.parity import relative_error
