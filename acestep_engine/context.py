@@ -114,7 +114,14 @@ class ContextBuilder:
     def _encode_lyrics(
         self, wanted: Sequence[tuple[Tensor, float]], mask: Tensor, adapter: WeightedAdapter | None
     ) -> Tensor:
-        """Hidden states (R, N, dim) of token ids (N,), each with the scale of its attention's queries."""
+        """Hidden states (R, N, dim) of token ids (N,), each with the scale of its attention's queries.
+
+        Raises IndexError for a token that the model does not have.
+        """
+        vocabulary = self._transformer.config.lyric_encoder_vocab_size
+        for ids, _ in wanted:  # on a GPU a wrong index costs the whole process its device
+            if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary:
+                raise IndexError(f"the lyrics have token {int(ids.max())}, the model knows {vocabulary}")
         masked, under = mask.numpy().tobytes(), key_of(adapter)
         keys = [(ids.numpy().tobytes(), masked, scale, under) for ids, scale in wanted]
         known = {key: states for key in keys if (states := self._lyrics.get(key)) is not None}

@@ -22,7 +22,7 @@ from acestep_engine.calibrate import (
 from acestep_engine.checkpoint import TRANSFORMER, check_folder
 from acestep_engine.context import ContextBuilder
 from acestep_engine.decode import OVERLAPPED_OVER_S, Decoding
-from acestep_engine.devices import Pacer, as_out_of_memory, free_memory, pick_device, pick_dtype
+from acestep_engine.devices import Pacer, as_out_of_memory, free_memory, is_lost, pick_device, pick_dtype
 from acestep_engine.errors import Cancelled, EngineError
 from acestep_engine.lanes import Lanes
 from acestep_engine.live_request import LiveRequest, Unit
@@ -231,9 +231,11 @@ class Engine:
         """What went wrong with this request, if anything did."""
         try:
             self._lanes.call(partial(self._beginner.begin, request))
-        except torch.AcceleratorError:
-            raise
-        except (EngineError, RuntimeError, IndexError) as error:  # also of conditioning that does not fit the model
+        except EngineError as error:
+            return error.with_traceback(None)
+        except (RuntimeError, IndexError) as error:  # also of conditioning that does not fit the model
+            if is_lost(error, self.device):
+                raise
             failure = as_out_of_memory(error).with_traceback(None)
         else:
             return None
@@ -286,7 +288,7 @@ class Engine:
         requests = [one for one in unit.requests if self._requests.get(one.request_id) is one]
         failure = unit.failure
         if failure is not None:
-            if isinstance(failure, torch.AcceleratorError) or not isinstance(failure, RuntimeError):
+            if not isinstance(failure, RuntimeError) or is_lost(failure, self.device):
                 raise failure
             return self._recover(unit, requests, failure.with_traceback(None))  # it holds the tensors of this unit
         for request in requests:
@@ -329,10 +331,12 @@ class Engine:
                 with self._residency.use(self.autoencoder):
                     request.decoding = Decoding(self.autoencoder, request.task.latents, overlapped=overlapped)
                 return [Moved(request.request_id, request.decoding_progress())]
-            except (EngineError, RuntimeError) as error:
+            except EngineError as error:
+                return self._give_up(request, error.with_traceback(None))
+            except RuntimeError as error:
+                if is_lost(error, self.device):
+                    raise
                 failure = as_out_of_memory(error).with_traceback(None)
-            if isinstance(failure, torch.AcceleratorError):
-                raise failure
             if not isinstance(failure, torch.OutOfMemoryError):
                 break
             self._free_memory()

@@ -21,18 +21,21 @@ from acestep_engine.devices import (
     describe_device,
     free_memory,
     give_back_freed_memory,
+    is_lost,
+    is_out_of_memory,
     keep_freed_memory,
     pick_device,
 )
 from acestep_engine.download import ensure_checkpoint
 from acestep_engine.engine import Engine
+from acestep_engine.errors import EngineError
 from acestep_engine.lanes import Lanes
 from acestep_engine.live_request import Unit
 from acestep_engine.params import AdapterLimits, GenerationParams, ModelSpec, Progress
 from acestep_engine.requests import Decoded, Failed, Finished, Inputs, Moved
 from deployments.adapter_queue import AdapterQueue
 from deployments.cpus import available_cpus
-from deployments.failures import GpuMemoryError, LatentSpaceError, SharedStepError
+from deployments.failures import GpuMemoryError, LatentSpaceError, RenderError, SharedStepError
 from deployments.latent_space import latent_space_of
 from deployments.messages import ReplicaState
 
@@ -318,7 +321,7 @@ class EngineHost:
         """What to tell the caller."""
         if isinstance(error, torch.OutOfMemoryError):
             return GpuMemoryError("the song does not fit the GPU's memory: ask for a shorter one")
-        if isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error):
+        if not isinstance(error, EngineError | RenderError) and is_lost(error, pick_device(self._device)):
             logger.error("the GPU is lost, and with it this process, because every later call of CUDA fails: %s", error)
             self._on_gpu_lost()
         return error
@@ -335,9 +338,19 @@ class EngineHost:
             lanes, limits = self._lanes(), self._adapter_limits
             self._lanes_in_use = lanes
             known = self._calibrations.get(spec)
-            self._engine = lanes.call(
-                lambda: Engine.load(spec, self._device, known, adapter_limits=limits, lanes=lanes)
-            )
+            fits = True
+            try:
+                self._engine = lanes.call(
+                    lambda: Engine.load(spec, self._device, known, adapter_limits=limits, lanes=lanes)
+                )
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                fits = False
+            if not fits:  # not where it is caught: the error holds what was loaded
+                free_memory()
+                raise GpuMemoryError("the model does not fit the memory: set `cpu_offload`, or take a smaller model")
+            assert self._engine is not None
             if self._engine.device.type == "cpu":
                 self._calibrations[spec] = self._engine.calibration
             logger.info(

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -251,3 +252,43 @@ def test_what_is_decoded_is_told_before_the_end(host: EngineHost) -> None:
     assert told[-1] is None
     assert len(told) > 2
     assert sum(filter(None, told)) / 48_000 == pytest.approx(12.0, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_lost"),
+    [(torch.AcceleratorError("an illegal address"), True), (RuntimeError("a mistake of ours"), False)],
+)
+def test_a_replica_whose_gpu_is_lost_ends(monkeypatch: pytest.MonkeyPatch, error: RuntimeError, is_lost: bool) -> None:
+    ended = threading.Event()
+    host = EngineHost("cpu", None, AdapterLimits(most=2), on_gpu_lost=ended.set)
+    monkeypatch.setattr(engine, "measure", lambda *_: Calibration(1000, 20.0))
+    monkeypatch.setattr(Engine, "step", lambda self: _raise(error))
+    try:
+        with pytest.raises(type(error)):
+            latents(submit(host, SONG))
+        assert ended.is_set() is is_lost
+    finally:
+        host.close()
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUFFT_ALLOC_FAILED")])
+def test_a_model_that_does_not_fit_the_memory_says_what_helps_and_the_next_one_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, error: RuntimeError
+) -> None:
+    trouble = [error]
+    host = EngineHost("cpu", None, AdapterLimits(most=2), on_gpu_lost=lambda: None)
+
+    def measure(*_: object) -> Calibration:
+        return _raise(trouble.pop()) if trouble else Calibration(1000, 20.0)
+
+    monkeypatch.setattr(engine, "measure", measure)
+    try:
+        with pytest.raises(GpuMemoryError, match="cpu_offload"):
+            host.load(SPEC).result(TIMEOUT_S)
+        host.load(SPEC).result(TIMEOUT_S)
+    finally:
+        host.close()
+
+
+def _raise(error: Exception) -> Any:
+    raise error

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from acestep_engine import guidance
+from acestep_engine import devices, guidance
 from acestep_engine.context import ContextBuilder
 from acestep_engine.decode import check_finite
 from acestep_engine.errors import LatentShapeError, NumericalError, ParameterError
@@ -76,9 +76,12 @@ def test_conditioning_that_does_not_fit_the_model_fails_alone(unfit: np.ndarray[
 
 def test_lyrics_of_another_vocabulary_fail_alone() -> None:
     engine = small_engine()
-    engine.add("unfit", PARAMS, Inputs(replace(conditioning(), lyric_ids=np.array([5000] * 7))))
+    for token in (5000, -1):
+        engine.add(str(token), PARAMS, Inputs(replace(conditioning(), lyric_ids=np.array([token] * 7))))
     events = run(engine, {"other": KINDS["usual"]})
-    assert failures(events).keys() == {"unfit"}
+    assert failures(events).keys() == {"5000", "-1"}
+    for error in failures(events).values():  # found before a GPU is asked, which would not answer again
+        assert "the model knows 20" in str(error)
     assert_as_alone(songs_of(events), {"other": KINDS["usual"]})
 
 
@@ -279,6 +282,49 @@ def test_a_lost_device_is_everybodys_trouble(part: str) -> None:
     with pytest.raises(torch.AcceleratorError):
         engine.step()
     handle.remove()
+
+
+@pytest.mark.parametrize("part", ["lyric_encoder", "final_layer"])
+@pytest.mark.parametrize("works", [True, False])
+def test_a_gpu_that_refuses_one_kernel_and_still_answers_is_not_lost(
+    monkeypatch: pytest.MonkeyPatch, part: str, works: bool
+) -> None:
+    """torch raises the same class of error for both."""
+    trouble = [torch.AcceleratorError("CUDA error: invalid configuration argument")]
+
+    def fail(module: nn.Module, args: tuple[Any, ...]) -> None:
+        if trouble:
+            raise trouble.pop()
+
+    engine = small_engine()
+    engine.device = torch.device("cuda")
+    monkeypatch.setattr(devices, "answers", lambda device: works)
+    KINDS["usual"].add_to(engine, "one")
+    handle = getattr(small_transformer(), part).register_forward_pre_hook(fail)
+    try:
+        if works:
+            assert isinstance(failures(drain(engine))["one"], torch.AcceleratorError)
+        else:
+            with pytest.raises(torch.AcceleratorError):
+                drain(engine)
+    finally:
+        handle.remove()
+    if works:
+        assert_as_alone(songs_of(run(engine, {"other": KINDS["usual"]})), {"other": KINDS["usual"]})
+
+
+@pytest.mark.parametrize("text", ["CUDA error: out of memory", "Triton Error [CUDA]: out of memory"])
+def test_memory_that_cuda_itself_lacks_is_freed_and_loses_nobody(text: str) -> None:
+    """For a kernel that is launched for the first time, say: torch's allocator holds the rest of the memory."""
+    trouble = [torch.AcceleratorError(text)]
+
+    def look(packing: Packing) -> None:
+        if trouble:
+            raise trouble.pop()
+
+    engine = small_engine()
+    with before_forwards(look):
+        assert_as_alone(songs_of(run(engine, {"one": KINDS["usual"]})), {"one": KINDS["usual"]})
 
 
 def test_a_window_that_did_not_fit_once_is_decoded_again(monkeypatch: pytest.MonkeyPatch) -> None:
