@@ -8,13 +8,13 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from acestep_engine.caching import LruCache
-from acestep_engine.devices import free_memory
+from acestep_engine.devices import free_memory, is_out_of_memory
 from acestep_engine.model.packing import Packing
 from acestep_engine.model.transformer import Modulation, Transformer
 
@@ -46,6 +46,11 @@ class CudaRecorder:
     Raises RuntimeError where nothing can be recorded.
     """
 
+    # The allocators of a process keep a reference without a count to a graph whose recording could not be ended, and
+    # look at it whenever they are asked for memory. So such a graph is never let go of. There are few: recording ends
+    # with the first.
+    _failed: ClassVar[list[torch.cuda.CUDAGraph]] = []
+
     def __init__(self, device: torch.device) -> None:
         index = torch.cuda.current_device() if device.index is None else device.index
         self._device = torch.device("cuda", index)
@@ -53,7 +58,6 @@ class CudaRecorder:
         # Nobody else has streams of this priority. Those of the usual one are handed out again and again, and what
         # another thread does on the same one would be recorded, too.
         self._stream = torch.cuda.Stream(self._device, priority=-1)
-        self._failed: torch.cuda.CUDAGraph | None = None
         # A pool ends with the last graph that uses it, and cannot be used again.
         self._first = self(lambda: [torch.zeros(1, device=self._device)])
 
@@ -62,11 +66,14 @@ class CudaRecorder:
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
             # Adapters are brought to the GPU in another thread meanwhile, which must not fail.
-            graph.capture_begin(self._pool, capture_error_mode="thread_local")
             try:
+                graph.capture_begin(self._pool, capture_error_mode="thread_local")
                 answers = work()
-            finally:
-                self._end(graph)
+            except Exception:
+                with suppress(RuntimeError):  # which would hide why
+                    self._end(graph)
+                raise
+            self._end(graph)
         current.wait_stream(self._stream)
         return Recorded(answers, graph.replay)
 
@@ -74,9 +81,9 @@ class CudaRecorder:
         try:
             graph.capture_end()
         except RuntimeError:
-            # It leaves the allocator as if the recording went on, and with a reference to this graph.
-            self._failed = graph
-            with suppress(RuntimeError):
+            # It leaves the allocator as if the recording went on: it would give nothing back to the GPU any more.
+            self._failed.append(graph)
+            with suppress(RuntimeError, AttributeError, TypeError):  # private: another torch may not have it
                 torch._C._cuda_endAllocateToPool(self._device.index, self._pool)
             raise
 
@@ -99,16 +106,12 @@ class GraphedTransformer:
         company.forwards += 1
         if company.forwards <= PLAIN_FORWARDS:
             return self._plain(latents, modulations, packing)
-        if company.graph is not None:
-            return company.graph(latents, modulations)
         try:
-            graph = _Graph(self._transformer, self._record, latents, modulations, packing)
-            velocities = graph(latents, modulations)
-        except RuntimeError as error:
+            company.graph = company.graph or _Graph(self._transformer, self._record, latents, modulations, packing)
+            return company.graph(latents, modulations)
+        except Exception as error:  # noqa: BLE001  what is not the recording's fault fails a plain forward, too
             failure = error.with_traceback(None)  # it holds the tensors of half a forward
-        else:
-            company.graph = graph
-            return velocities
+        company.graph = None
         self._note_failure(failure, packing.tokens)
         return self._plain(latents, modulations, packing)
 
@@ -116,10 +119,10 @@ class GraphedTransformer:
         """Let go of all that was recorded."""
         self._companies.clear()
 
-    def _note_failure(self, failure: RuntimeError, tokens: int) -> None:
+    def _note_failure(self, failure: Exception, tokens: int) -> None:
         """Record smaller forwards only, once memory has run out twice; or nothing, if it was for another reason."""
         self.forget()
-        exhausted = isinstance(failure, torch.OutOfMemoryError)
+        exhausted = is_out_of_memory(failure)
         if exhausted:
             free_memory()
         if exhausted and not self._was_exhausted:

@@ -3,7 +3,9 @@
 import gc
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -235,3 +237,140 @@ def test_without_a_gpu_nothing_is_recorded(caplog: pytest.LogCaptureFixture) -> 
     if not torch.cuda.is_available():
         assert graphed_transformer(batch(), torch.device("cuda"), True, 1000) is None
         assert "cannot become CUDA graphs" in caplog.text
+
+
+# What fails later
+
+
+def recorder_of_replays(failure: Exception, working: int) -> tuple[Recorder, list[int]]:
+    """A recorder whose replays fail once so many worked; and a list of what was recorded."""
+    recorded: list[int] = []
+
+    def record(work: Callable[[], Sequence[Tensor]]) -> Recorded:
+        recorded.append(len(recorded))
+        answers, left = work(), [None] * working
+
+        def replay() -> None:
+            if not left:
+                raise failure
+            left.pop()
+            for answer, found in zip(answers, work(), strict=True):
+                answer.copy_(found)
+
+        return Recorded(answers, replay)
+
+    return record, recorded
+
+
+@pytest.mark.parametrize(
+    "failure", [RuntimeError("CUDA error: unspecified"), torch.AcceleratorError("CUDA error"), OSError("of a driver")]
+)
+def test_a_replay_that_fails_after_many_loses_no_song_and_nothing_is_recorded_any_more(
+    failure: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine, wish = small_engine(), replace(KINDS["usual"], params=replace(KINDS["usual"].params, steps=12))
+    record, recorded = recorder_of_replays(failure, working=3)
+    engine.batch.graphed = GraphedTransformer(engine.transformer, record, MANY)
+    assert_as_alone(songs_of(run(engine, {"one": wish})), {"one": wish})
+    until_then = len(recorded)
+    assert until_then > 0
+    assert_as_alone(songs_of(run(engine, {"two": wish})), {"two": wish})
+    assert len(recorded) == until_then
+    assert caplog.text.count("do not become CUDA graphs any more") == 1
+
+
+def test_a_replay_that_finds_no_memory_is_answered_plainly_and_recorded_once_more() -> None:
+    record, recorded = recorder_of_replays(torch.OutOfMemoryError("CUDA out of memory"), working=1)
+    recording, share = graphed(record), Ask(5).share()
+    expected = batch().forward([share])
+    for _ in range(2 * PLAIN_FORWARDS + 3):
+        assert same(recording.forward([share]), expected)
+    assert len(recorded) == 2
+
+
+def test_a_recorder_that_fails_in_any_way_at_the_trial_leaves_forwards_plain(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def recorder(device: torch.device) -> Recorder:
+        raise AttributeError("this torch has no such thing")
+
+    monkeypatch.setattr(calibrate, "CudaRecorder", recorder)
+    for wanted in (True, None):
+        assert graphed_transformer(batch(), CPU, wanted, 1000) is None
+    assert caplog.text.count("has no such thing") == 2
+
+
+def test_a_trial_that_runs_out_of_memory_leaves_forwards_plain(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def seconds(work: Callable[[], object], device: torch.device) -> float:
+        raise torch.OutOfMemoryError("no room for a trial")
+
+    monkeypatch.setattr(calibrate, "CudaRecorder", lambda device: Replayed())
+    monkeypatch.setattr(calibrate, "_seconds", seconds)
+    tried = batch()
+    assert graphed_transformer(tried, CPU, None, 1000) is None
+    assert tried.graphed is None
+    assert "no room for a trial" in caplog.text
+
+
+class FakeGraph:
+    """A graph whose recording begins or ends as it is told."""
+
+    def __init__(self, begin: Exception | None = None, end: Exception | None = None) -> None:
+        self._begin, self._end = begin, end
+
+    def capture_begin(self, pool: object, capture_error_mode: str) -> None:
+        if self._begin is not None:
+            raise self._begin
+
+    def capture_end(self) -> None:
+        if self._end is not None:
+            raise self._end
+
+
+@pytest.fixture
+def fake_recorder(monkeypatch: pytest.MonkeyPatch) -> Callable[[FakeGraph], graphs.CudaRecorder]:
+    """The real recorder on a GPU that is not there; each `_cuda_endAllocateToPool` is noted in its `closed`."""
+
+    def make(graph: FakeGraph) -> graphs.CudaRecorder:
+        closed: list[object] = []
+        stream = SimpleNamespace(wait_stream=lambda other: None)
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: graph)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+        monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+        monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda *pool: closed.append(pool), raising=False)
+        monkeypatch.setattr(graphs.CudaRecorder, "_failed", [])
+        recorder = object.__new__(graphs.CudaRecorder)
+        recorder.__dict__.update(_device=torch.device("cuda", 0), _pool=(0, 7), _stream=stream, closed=closed)
+        return recorder
+
+    return make
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_a_recording_that_cannot_be_ended_gives_the_allocator_back_and_says_what_failed_first(
+    fake_recorder: Callable[[FakeGraph], graphs.CudaRecorder], begins: bool
+) -> None:
+    graph = FakeGraph(
+        begin=None if begins else RuntimeError("first"), end=RuntimeError("failed due to a previous error")
+    )
+
+    def work() -> Sequence[Tensor]:
+        raise RuntimeError("first")
+
+    record = fake_recorder(graph)
+    with pytest.raises(RuntimeError, match="first"):
+        record(work)
+    assert record.__dict__["closed"] == [(0, (0, 7))]
+    del record
+    assert graphs.CudaRecorder._failed == [graph]  # whoever recorded it: the allocators look at it
+
+
+def test_a_recording_whose_end_fails_is_a_failure(
+    fake_recorder: Callable[[FakeGraph], graphs.CudaRecorder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = fake_recorder(FakeGraph(end=RuntimeError("out of memory for the graph")))
+    monkeypatch.delattr(torch._C, "_cuda_endAllocateToPool")  # private: a later torch may not have it
+    with pytest.raises(RuntimeError, match="for the graph"):
+        record(lambda: [torch.zeros(1)])
