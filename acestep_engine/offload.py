@@ -28,14 +28,20 @@ class Residency:
     def use(self, module: Movable) -> Iterator[None]:
         """`module` is on the device inside the block, and alone there."""
         if self.enabled and self._resident is not module:
-            if self._resident is not None:
-                self._resident.to(CPU)
-                self._resident = None
-                torch.cuda.empty_cache()  # what this one needs next
-            try:
-                module.to(self.device)
-            except Exception:
-                module.to(CPU)  # for want of memory a part of it is there
-                raise
-            self._resident = module
+            # Weights that were moved in inference mode would be of another kind, for which compiled blocks would be
+            # compiled anew in the middle of a song.
+            with torch.inference_mode(False):
+                self._move(module)
         yield
+
+    def _move(self, module: Movable) -> None:
+        leaving, self._resident = self._resident, None  # also if it does not get away
+        if leaving is not None:
+            leaving.to(CPU)
+            torch.cuda.empty_cache()  # what this one needs next
+        try:
+            module.to(self.device)
+        except Exception:
+            module.to(CPU)  # for want of memory a part of it is there
+            raise
+        self._resident = module
