@@ -6,13 +6,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from math import inf
 
 import torch
 from torch import Tensor
 
 from acestep_engine.batch import Batch, Share
 from acestep_engine.decode import decode_latents
-from acestep_engine.devices import synchronize
+from acestep_engine.devices import available_bytes, free_memory, is_lost, is_out_of_memory, synchronize
 from acestep_engine.graphs import PLAIN_FORWARDS, CudaRecorder, GraphedTransformer, Recorder
 from acestep_engine.model.autoencoder import MusicAutoencoder
 from acestep_engine.model.packing import GAP_FRAMES
@@ -31,6 +32,7 @@ LONGEST_FORWARD_S = 0.2  # whoever joins waits for the one that runs
 WORTHWHILE_GAIN = 1.02  # by how much twice the tokens must raise the throughput of a GPU
 WORTH_RECORDING = 1.05  # by how much a recorded forward must be faster
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}  # of the same kernels on the same numbers, relative
+COMPILED_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1e-1}  # of other kernels, which round elsewhere
 LONG_RUN_S = 0.1  # after one that takes so long, another would tell no more
 # A CPU that takes so long for a row of a short song, or for three seconds of decoding, is taken at its word: what a
 # first run costs beside is little of that. Else a full-size model would be measured for minutes.
@@ -77,7 +79,14 @@ def measure_forwards(batch: Batch, device: torch.device) -> tuple[int, float]:
         torch.cuda.reset_peak_memory_stats(device)
     rows, seconds = LEAST_ROWS, _seconds(partial(batch.forward, [share] * LEAST_ROWS), device)
     while rows < MAX_ROWS and seconds <= LONGEST_FORWARD_S and _fits(2 * rows * ROW_FRAMES, rows * ROW_FRAMES, device):
-        doubled = _seconds(partial(batch.forward, [share] * (2 * rows)), device)
+        try:
+            doubled = _seconds(partial(batch.forward, [share] * (2 * rows)), device)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            doubled = inf  # others may have taken what was free
+            batch.free()
+            free_memory()
         if doubled > LONGEST_FORWARD_S or (device.type == "cuda" and doubled * WORTHWHILE_GAIN > 2 * seconds):
             break
         rows, seconds = 2 * rows, doubled
@@ -87,17 +96,26 @@ def measure_forwards(batch: Batch, device: torch.device) -> tuple[int, float]:
 
 @torch.inference_mode()
 def compiling_pays(batch: Batch, device: torch.device) -> bool:
-    """Whether compiled blocks are faster, for a song and for a few. It leaves them as they were, not compiled."""
+    """Return whether compiled blocks are faster, for a song and for a few, with the same answers but for rounding.
+
+    It leaves them as they were, not compiled.
+    """
     share = any_share(batch, device)
     companies = [[share] * rows for rows in COMPILE_TRIALS]
     plain = [_seconds(partial(batch.forward, company), device) for company in companies]
+    probe = [_with_noise(share, device)] * COMPILE_TRIALS[0]
+    expected = batch.forward(probe)
     batch.transformer.compile_blocks()
     try:
         compiled = [_seconds(partial(batch.forward, company), device) for company in companies]
+        found, works = batch.forward(probe), batch.transformer.is_compiled
     finally:
         batch.transformer.use_plain_blocks()
-    batch.forget_packings()
-    return all(one < other for one, other in zip(compiled, plain, strict=True))
+        batch.forget_packings()
+    if works and not _same(found, expected, COMPILED_TOLERANCE[batch.dtype]):
+        logger.warning("compiled blocks answer otherwise than plain ones here, and are not used")
+        return False
+    return works and all(one < other for one, other in zip(compiled, plain, strict=True))
 
 
 def graphed_transformer(
@@ -106,10 +124,14 @@ def graphed_transformer(
     """For the batch of a GPU: for all forwards if it is `wanted`, for those that a trial finds faster if it is None."""
     try:
         record = CudaRecorder(device)
-    except RuntimeError as error:
+        up_to = sys.maxsize if wanted else recording_pays_up_to(batch, device, record, most_tokens)
+    except Exception as error:
+        if torch.cuda.is_available() and is_lost(error, device):
+            raise
+        batch.free()
+        free_memory()
         logger.warning("forwards cannot become CUDA graphs here: %s", error)
         return None
-    up_to = sys.maxsize if wanted else recording_pays_up_to(batch, device, record, most_tokens)
     return GraphedTransformer(batch.transformer, record, up_to) if up_to > 0 else None
 
 
@@ -117,8 +139,7 @@ def graphed_transformer(
 def recording_pays_up_to(batch: Batch, device: torch.device, record: Recorder, most_tokens: int) -> int:
     """The tokens of the largest forward that is faster when it is recorded; 0 if none is, or if its answers differ."""
     share = any_share(batch, device)
-    (query,) = share.queries
-    other = replace(share, queries=(replace(query, latents=torch.ones_like(query.latents)),))
+    other = _with_noise(share, device)
     rows, most = 1, 0
     while rows * ROW_FRAMES <= most_tokens:
         company, tokens = [share] * rows, rows * (ROW_FRAMES + GAP_FRAMES)
@@ -167,6 +188,13 @@ def any_share(batch: Batch, device: torch.device) -> Share:
     return Share((Query(latents, 500.0, 0),), context)
 
 
+def _with_noise(share: Share, device: torch.device) -> Share:
+    """Return a row of other latents: what is left out or written over would not show on zeros."""
+    (query,) = share.queries
+    noise = torch.randn(query.latents.shape, generator=torch.Generator(device).manual_seed(0), device=device)
+    return replace(share, queries=(replace(query, latents=noise),))
+
+
 def _same(found: Sequence[Sequence[Tensor]], expected: Sequence[Sequence[Tensor]], tolerance: float) -> bool:
     pairs = [pair for rows in zip(found, expected, strict=True) for pair in zip(*rows, strict=True)]
     return all(bool((one - other).norm() <= tolerance * other.norm()) for one, other in pairs)
@@ -195,5 +223,4 @@ def _fits(tokens: int, measured_tokens: int, device: torch.device) -> bool:
     if device.type != "cuda":
         return True  # a CPU is slow long before its memory is full
     used = torch.cuda.max_memory_allocated(device) - torch.cuda.memory_allocated(device)
-    free, _ = torch.cuda.mem_get_info(device)
-    return used / measured_tokens * tokens < free * MEMORY_SHARE
+    return used / measured_tokens * tokens < available_bytes(device) * MEMORY_SHARE

@@ -8,20 +8,32 @@ is the usual scaled dot product. Both rotate queries and keys (RoPE, arXiv 2104.
 dimensions of queries and keys before the odd ones. Dot products do not change, and a rotation needs no interleaving.
 """
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from acestep_engine.devices import is_lost, is_out_of_memory
 from acestep_engine.model.linear import Linear
 from acestep_engine.model.low_rank import Adaptation, adapted
 from acestep_engine.model.packing import KeyValue, Packing, Rotation, Segment, Span
 
 LINEAR_ATTENTION_EPS = 1e-15
 MAX_SCORES = 2**24  # 64 MB: more are not kept, even on a CPU
+# First torch chooses among all kernels. cuDNN's, which it prefers on some GPUs, are made for one shape each, and refuse
+# some shapes. The last are plain products.
+KERNELS: tuple[Sequence[SDPBackend], ...] = (
+    (),
+    (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH),
+    (SDPBackend.MATH,),
+)
+
+logger = logging.getLogger(__name__)
 
 
 def rotary_angles(length: int, head_dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -132,8 +144,37 @@ def _attend_rows(q: Tensor, k: Tensor, v: Tensor, span: Span) -> Tensor:
     return ((q @ summary) / weight.add_(LINEAR_ATTENTION_EPS)).transpose(1, 2)
 
 
+class DotProducts:
+    """Scaled dot product attention by torch's fused kernels, and by slower ones once those have failed."""
+
+    def __init__(self) -> None:
+        self._kernels = list(KERNELS)
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Return the attended values (R, H, W, D) of queries (R, H, W, D), keys and values (R, H, C, D)."""
+        while True:
+            try:
+                return self._attend(q, k, v)
+            except RuntimeError as error:
+                if len(self._kernels) == 1 or is_out_of_memory(error) or is_lost(error, q.device):
+                    raise
+                failure = error.with_traceback(None)
+            del self._kernels[0]
+            names = ", ".join(kernel.name for kernel in self._kernels[0])
+            logger.warning("attention failed, and is left to %s from now on: %s", names, failure)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if not self._kernels[0]:
+            return F.scaled_dot_product_attention(q, k, v)
+        with sdpa_kernel([*self._kernels[0]]):
+            return F.scaled_dot_product_attention(q, k, v)
+
+
 class CrossAttention(nn.Module):
-    """Attention of latent frames to the context: speaker, prompt, lyrics."""
+    """Attention of latent frames to the context: speaker, prompt, lyrics.
+
+    The blocks of a model share `dot_products`.
+    """
 
     FOLDED: ClassVar[Mapping[str, Folded]] = {
         "to_q": Folded("to_q", 0, reordered=True),
@@ -141,7 +182,7 @@ class CrossAttention(nn.Module):
         "to_v": Folded("to_kv", 1, reordered=False),
     }
 
-    def __init__(self, dim: int, heads: int, head_dim: int) -> None:
+    def __init__(self, dim: int, heads: int, head_dim: int, dot_products: DotProducts) -> None:
         super().__init__()
         inner = heads * head_dim
         self.heads = heads
@@ -149,6 +190,7 @@ class CrossAttention(nn.Module):
         self.to_k = Linear(dim, inner)
         self.to_v = Linear(dim, inner)
         self.to_out = nn.ModuleList([Linear(inner, dim)])
+        self._dot_products = dot_products
 
     def fold(self) -> None:
         self.to_kv = stacked([folded_rows(self.to_k, self.heads), (self.to_v.weight, self.to_v.bias)])
@@ -176,19 +218,19 @@ class CrossAttention(nn.Module):
         out = q.new_empty(packing.tokens, q.shape[1] * q.shape[2])
         for segment in packing.segments:
             rows = out[segment.start : segment.stop].view(segment.rows, segment.width, *q.shape[1:])
-            rows.copy_(_attend_context(q, segment, block))
+            rows.copy_(self._attend_context(q, segment, block))
         return out
 
-
-def _attend_context(q: Tensor, segment: Segment, block: int) -> Tensor:
-    """(R, W, H, D) of one request."""
-    rows = q[segment.start : segment.stop].unflatten(0, (segment.rows, segment.width)).transpose(1, 2)  # (R, H, W, D)
-    k, v = segment.key_value(block)
-    scores = segment.rows * k.shape[1] * segment.width * k.shape[2]
-    if q.device.type != "cpu" or scores > MAX_SCORES:
-        return F.scaled_dot_product_attention(rows, k, v).transpose(1, 2)
-    # On a CPU, for contexts of a few hundred tokens, plain products are 1.1 to 1.7 times as fast as the fused kernel.
-    weights = torch.baddbmm(
-        q.new_empty(1), rows.flatten(0, 1), k.flatten(0, 1).mT, beta=0, alpha=k.shape[-1] ** -0.5
-    ).softmax(dim=-1)  # (R * H, W, C)
-    return (weights @ v.flatten(0, 1)).unflatten(0, (segment.rows, -1)).transpose(1, 2)
+    def _attend_context(self, q: Tensor, segment: Segment, block: int) -> Tensor:
+        """(R, W, H, D) of one request."""
+        own = q[segment.start : segment.stop]
+        rows = own.unflatten(0, (segment.rows, segment.width)).transpose(1, 2)  # (R, H, W, D)
+        k, v = segment.key_value(block)
+        scores = segment.rows * k.shape[1] * segment.width * k.shape[2]
+        if q.device.type != "cpu" or scores > MAX_SCORES:
+            return self._dot_products(rows, k, v).transpose(1, 2)
+        # On a CPU, for contexts of a few hundred tokens, plain products are 1.1 to 1.7 times as fast as fused kernels.
+        weights = torch.baddbmm(
+            q.new_empty(1), rows.flatten(0, 1), k.flatten(0, 1).mT, beta=0, alpha=k.shape[-1] ** -0.5
+        ).softmax(dim=-1)  # (R * H, W, C)
+        return (weights @ v.flatten(0, 1)).unflatten(0, (segment.rows, -1)).transpose(1, 2)

@@ -4,6 +4,7 @@ The rows of many requests go through one forward, packed (see `packing`). What d
 request is computed once: keys and values of its context, and the modulation of each timestep.
 """
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from acestep_engine.model.attention import CrossAttention, LinearAttention, rotary_angles
+from acestep_engine.devices import is_lost, is_out_of_memory
+from acestep_engine.model.attention import CrossAttention, DotProducts, LinearAttention, rotary_angles
 from acestep_engine.model.config import TIMESTEP_CHANNELS, TransformerConfig, unused_in_generation
 from acestep_engine.model.json_files import read_config
 from acestep_engine.model.linear import Linear, project
@@ -31,6 +33,8 @@ ERG_BLOCKS = range(15, 20)
 
 NORM_EPS = 1e-6
 COMPILED_METHODS = ("project", "cross_project", "finish")  # of a block
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -106,11 +110,11 @@ def spread(of_rows: Tensor, row_of_token: Tensor) -> Tensor:
 
 
 class TransformerBlock(nn.Module):
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: TransformerConfig, dot_products: DotProducts) -> None:
         super().__init__()
         heads, head_dim = config.num_attention_heads, config.attention_head_dim
         self.attn = LinearAttention(config.dim, heads, head_dim)
-        self.cross_attn = CrossAttention(config.dim, heads, head_dim)
+        self.cross_attn = CrossAttention(config.dim, heads, head_dim, dot_products)
         self.ff = GatedConvFeedForward(config.dim, int(config.dim * config.mlp_ratio))
         self.scale_shift_table = nn.Parameter(torch.empty(6, config.dim))
 
@@ -211,7 +215,10 @@ class Transformer(nn.Module):
         self.config = config
         dim = config.dim
         self.proj_in = PatchEmbedding(config.in_channels, config.latent_height, config.patch_channels, dim)
-        self.transformer_blocks = nn.ModuleList(TransformerBlock(config) for _ in range(config.num_layers))
+        dot_products = DotProducts()
+        self.transformer_blocks = nn.ModuleList(
+            TransformerBlock(config, dot_products) for _ in range(config.num_layers)
+        )
         self.final_layer = FinalLayer(config)
         self.timestep_embedder = TimestepEmbedding(dim)
         self.t_block = nn.Sequential(nn.SiLU(), Linear(dim, 6 * dim))
@@ -247,10 +254,16 @@ class Transformer(nn.Module):
                 part.fold()
 
     def compile_blocks(self) -> None:
-        """Compile what lies between the attentions, once for all packings. The first forwards are slow."""
-        for block in self._blocks:
-            for name in COMPILED_METHODS:
-                setattr(block, name, torch.compile(getattr(block, name), dynamic=True))
+        """Compile what lies between the attentions, once for all packings. The first forwards are slow.
+
+        Where that fails, now or in any later forward, blocks run plainly from then on, and the log says so.
+        """
+        try:
+            for block in self._blocks:
+                for name in COMPILED_METHODS:
+                    setattr(block, name, torch.compile(getattr(block, name), dynamic=True))
+        except Exception as error:  # noqa: BLE001  whatever it is, there is another way
+            self._give_up_compiled_blocks(error)
 
     @property
     def is_compiled(self) -> bool:
@@ -260,7 +273,11 @@ class Transformer(nn.Module):
         """Undo `compile_blocks`."""
         for block in self._blocks:
             for name in COMPILED_METHODS:
-                delattr(block, name)
+                vars(block).pop(name, None)
+
+    def _give_up_compiled_blocks(self, error: Exception) -> None:
+        self.use_plain_blocks()
+        logger.warning("compiled blocks fail, and are not used any more: %s: %s", type(error).__name__, error)
 
     def encode_lyrics(
         self, ids: Tensor, mask: Tensor, query_scale: Tensor | None = None, adapter: WeightedAdapter | None = None
@@ -320,6 +337,18 @@ class Transformer(nn.Module):
 
         Both are float32.
         """
+        try:
+            return self._velocities(latents, modulations, packing)
+        except Exception as error:  # a compiler's own errors are of any class
+            if not self.is_compiled or is_out_of_memory(error) or is_lost(error, packing.gaps.device):
+                raise
+            failure = error.with_traceback(None)  # it holds the tensors of half a forward
+        self._give_up_compiled_blocks(failure)
+        return self._velocities(latents, modulations, packing)
+
+    def _velocities(
+        self, latents: Sequence[Tensor], modulations: Sequence[Modulation], packing: Packing
+    ) -> list[Tensor]:
         x = self._tokens(latents)  # (N, dim)
         if all(modulation is modulations[0] for modulation in modulations):
             modulations = modulations[:1]

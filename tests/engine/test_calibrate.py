@@ -88,6 +88,29 @@ def test_a_cpu_that_others_use_meanwhile_lets_as_many_share(monkeypatch: pytest.
     assert most_tokens(monkeypatch, [0.01, 0.08, 0.09]) == 4 * LEAST_ROWS * ROW_FRAMES
 
 
+def test_a_forward_that_does_not_fit_any_more_ends_the_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process may have taken what was free a moment ago."""
+
+    def look(packing: Packing) -> None:
+        if len(packing.segments) > LEAST_ROWS:
+            raise torch.OutOfMemoryError("others hold it")
+
+    with before_forwards(look):
+        most, _ = measure_forwards(Batch(small_transformer(), CPU, torch.float32), CPU)
+    assert most == LEAST_ROWS * ROW_FRAMES
+
+
+@pytest.mark.parametrize(("available", "fits"), [(3_400, True), (3_300, False)])
+def test_memory_that_is_kept_for_use_counts_as_available(
+    monkeypatch: pytest.MonkeyPatch, available: int, fits: bool
+) -> None:
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 6_000)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 5_000)
+    monkeypatch.setattr(calibrate, "available_bytes", lambda device: available)
+    assert calibrate._fits(200, 100, gpu) is fits  # which takes 2,000
+
+
 @pytest.mark.usefixtures("untraced")
 def test_no_forward_compiles_anything_once_the_engine_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks are traced as for a GPU, but run as they are: what is traced when does not depend on it."""
