@@ -26,19 +26,20 @@ class AdapterLoader:
         self._config = config
         self._device = device
         self._dtype = dtype
+        # Neither adapters nor songs wait for the other's work. One for all: the memory of a stream is used again there
+        # only.
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def load(self, adapter: Adapter) -> PlacedAdapter:
         """Raises AdapterError for files that cannot be used, AdapterChangedError for others than were registered."""
         content = read_adapter(Path(adapter.path), self._config)
         if content.digest != adapter.digest:
             raise AdapterChangedError(f"the files of the adapter {adapter.name!r} were changed since it was registered")
-        if self._device.type != "cuda":
+        if self._stream is None:
             return place_adapter(content, self._config, self._device, self._dtype)
-        # On a stream of its own, so that neither waits for the other's work.
-        stream = torch.cuda.Stream(self._device)
-        with torch.cuda.stream(stream):
+        with torch.cuda.stream(self._stream):
             placed = place_adapter(content, self._config, self._device, self._dtype)
-        stream.synchronize()
+        self._stream.synchronize()
         songs = torch.cuda.default_stream(self._device)
         for of_one in placed.updates.values():
             for update in of_one:  # its memory must not be used again before the songs' last kernels are done
