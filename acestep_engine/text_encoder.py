@@ -123,7 +123,11 @@ class TextEncoder:
             padding=True,
             truncation=True,
             max_length=MAX_PROMPT_TOKENS,
-        ).to(self.model.device)
+        )
+        known, largest = self.model.config.vocab_size, int(tokens.input_ids.max())
+        if largest >= known:  # on a GPU a wrong index costs the whole process its device
+            raise CheckpointError(f"{TEXT_ENCODER}'s tokenizer has token {largest}, its model knows {known}")
+        tokens = tokens.to(self.model.device)
         scale = torch.tensor([ERG_QUERY_SCALE if weak else 1.0 for _, weak in prompts], dtype=self.model.dtype)
         weakenable = [m for m in self.model.modules() if isinstance(m, ScaledLinear)]
         for layer in weakenable:

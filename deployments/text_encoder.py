@@ -16,8 +16,8 @@ from acestep_engine.download import ensure_checkpoint
 from acestep_engine.errors import EngineError, RequestError
 from acestep_engine.params import ModelSpec
 from deployments.cpus import available_cpus
-from deployments.failures import is_unexpected
-from deployments.hangs import end_hanging_replica
+from deployments.failures import GpuMemoryError, is_unexpected
+from deployments.hangs import end_hanging_replica, end_process
 from deployments.messages import LyricLineReading, LyricReading
 
 if TYPE_CHECKING:  # it takes seconds to import, and only the replica needs it
@@ -107,7 +107,7 @@ class TextEncoder:
         try:
             encoder = self._encoder_for(spec)  # however long that takes
             self._busy_since = time.monotonic()
-            return list(encoder.encode(requests))
+            return list(self._encode_on_device(encoder, requests))
         except RequestError as error:
             if len(requests) == 1:
                 return [error]
@@ -116,6 +116,26 @@ class TextEncoder:
         finally:
             self._busy_since = None
         return [answer for request in requests for answer in self._encode(spec, [request])]  # only the wrong one fails
+
+    def _encode_on_device(self, encoder: "Encoder", requests: Sequence[EncodeRequest]) -> list[Conditioning]:
+        """Encode, and where memory runs out, once more after freeing what can be, one by one.
+
+        Raises GpuMemoryError where that does not help. The process ends if its GPU is lost.
+        """
+        from acestep_engine.devices import free_memory, is_lost, is_out_of_memory
+
+        for at_once in (len(requests), 1):
+            try:
+                parts = [requests[start : start + at_once] for start in range(0, len(requests), at_once)]
+                return [encoded for part in parts for encoded in encoder.encode(part)]
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    if is_lost(error, encoder.model.device):
+                        logger.error("the GPU is lost, and with it this process: %s", error)
+                        end_process()
+                    raise
+            free_memory()
+        raise GpuMemoryError("the text encoder finds no memory on its GPU, which other processes use as well")
 
     def _read_lyrics(self, spec: ModelSpec, lyrics: str, vocal_language: str | None) -> LyricReading:
         from acestep_engine.lyrics import MAX_LYRIC_TOKENS, is_instrumental

@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from acestep_engine.checkpoint import NANO_PATH
 from acestep_engine.conditioning import Conditioning, EncodeRequest
 from acestep_engine.errors import CheckpointError, ParameterError
 from acestep_engine.params import ModelSpec
+from acestep_engine.text_encoder import TextEncoder as Encoder
+from deployments.failures import GpuMemoryError
 from deployments.text_encoder import TextEncoder, logger
 
 NANO = ModelSpec("nano", str(NANO_PATH))
@@ -119,6 +122,49 @@ async def test_a_failure_that_nobody_foresaw_is_heard_by_all_whom_it_concerns_an
     )
     assert [type(error) for error in failed] == [ZeroDivisionError] * 2
     assert isinstance(await encoder.encode(NANO, asked("c")), Conditioning)
+
+
+async def test_memory_that_is_short_is_freed_and_prompts_are_encoded_one_by_one(
+    encoder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = Encoder.encode
+
+    def encode(self: Encoder, requests: Sequence[EncodeRequest]) -> list[Conditioning]:
+        if len(requests) > 1:
+            raise torch.OutOfMemoryError("a Generator on the same GPU holds it")
+        return together(self, requests)
+
+    expected = [await encoder.encode(NANO, asked(prompt)) for prompt in "ab"]
+    monkeypatch.setattr(Encoder, "encode", encode)
+    found = await asyncio.gather(*(encoder.encode(NANO, asked(prompt)) for prompt in "ab"))
+    for one, other in zip(found, expected, strict=True):
+        assert np.array_equal(one.text, other.text)
+
+
+async def test_an_encoder_without_memory_says_so(encoder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def encode(self: Encoder, requests: Sequence[EncodeRequest]) -> list[Conditioning]:
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(Encoder, "encode", encode)
+    with pytest.raises(GpuMemoryError, match="text encoder"):
+        await encoder.encode(NANO, asked("a"))
+
+
+@pytest.mark.parametrize("error", [torch.AcceleratorError("an illegal address"), RuntimeError("a mistake")])
+async def test_an_encoder_whose_gpu_is_lost_ends_its_process(
+    encoder: Recorder, monkeypatch: pytest.MonkeyPatch, error: RuntimeError
+) -> None:
+    """Every later batch would fail as well."""
+    ends: list[str] = []
+
+    def encode(self: Encoder, requests: Sequence[EncodeRequest]) -> list[Conditioning]:
+        raise error
+
+    monkeypatch.setattr(Encoder, "encode", encode)
+    monkeypatch.setattr("deployments.text_encoder.end_process", lambda: ends.append("ended"))
+    with pytest.raises(RuntimeError):
+        await encoder.encode(NANO, asked("a"))
+    assert ends == (["ended"] if isinstance(error, torch.AcceleratorError) else [])
 
 
 async def test_a_caller_that_leaves_is_not_waited_for(encoder: Recorder) -> None:

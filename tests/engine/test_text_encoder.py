@@ -8,7 +8,7 @@ from transformers import UMT5Config
 
 from acestep_engine.checkpoint import NANO_PATH
 from acestep_engine.conditioning import EncodeRequest
-from acestep_engine.errors import ParameterError
+from acestep_engine.errors import CheckpointError, ParameterError
 from acestep_engine.model.loading import check_names
 from acestep_engine.params import ModelSpec
 from acestep_engine.text_encoder import LruCache, TextEncoder, build_umt5
@@ -73,6 +73,15 @@ def test_a_long_prompt_is_cut_at_256_tokens(encoder: TextEncoder) -> None:
 
 def test_an_empty_prompt_has_at_least_its_end_token(encoder: TextEncoder) -> None:
     assert len(encoder.encode([EncodeRequest("", "")])[0].text) >= 1
+
+
+def test_a_tokenizer_that_does_not_fit_the_model_is_refused_before_the_device_is_asked(
+    encoder: TextEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU would not answer again."""
+    monkeypatch.setattr(encoder.model.config, "vocab_size", 7)
+    with pytest.raises(CheckpointError, match="its model knows 7"):
+        encoder.encode([EncodeRequest("words that were not asked for yet", "")])
 
 
 def test_lyrics_of_endless_numbers_are_refused_with_both_counts(encoder: TextEncoder) -> None:
