@@ -1,5 +1,6 @@
 """The loop that makes songs: many requests at once, which join and leave between any two forwards."""
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -22,7 +23,15 @@ from acestep_engine.calibrate import (
 from acestep_engine.checkpoint import TRANSFORMER, check_folder
 from acestep_engine.context import ContextBuilder
 from acestep_engine.decode import OVERLAPPED_OVER_S, Decoding
-from acestep_engine.devices import Pacer, as_out_of_memory, free_memory, is_lost, pick_device, pick_dtype
+from acestep_engine.devices import (
+    Pacer,
+    as_out_of_memory,
+    free_memory,
+    is_lost,
+    is_out_of_memory,
+    pick_device,
+    pick_dtype,
+)
 from acestep_engine.errors import Cancelled, EngineError
 from acestep_engine.lanes import Lanes
 from acestep_engine.live_request import LiveRequest, Unit
@@ -34,6 +43,8 @@ from acestep_engine.requests import Event, Failed, Finished, Inputs, Moved, Song
 from acestep_engine.room import Room, is_paused
 from acestep_engine.schedule import Demand, Scheduler
 from acestep_engine.tasks.state import TaskState
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_ADAPTER_LIMITS = AdapterLimits()
 ATTEMPTS_ALONE = 2  # of what runs out of memory although nobody shares it, before it waits for others to leave
@@ -56,16 +67,17 @@ class Engine:
         calibration: Calibration | None = None,
         adapter_limits: AdapterLimits = DEFAULT_ADAPTER_LIMITS,
         lanes: Lanes[Unit] | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         """`calibration` None measures this device, which takes some forwards and warms it up.
 
-        `lanes` None is one; several are for a CPU, and of this engine alone.
+        `lanes` None is one; several are for a CPU, and of this engine alone. `dtype` None is that of the spec.
         """
         self.spec = spec
         self.transformer = transformer
         self.autoencoder = autoencoder
         self.device = device
-        self.dtype = pick_dtype(spec.precision, device)
+        self.dtype = dtype or pick_dtype(spec.precision, device)
         self._residency = Residency(device, enabled=spec.cpu_offload)
         self.batch = Batch(transformer, device, self.dtype)
         self.contexts = ContextBuilder(transformer, device, self.dtype)
@@ -93,15 +105,38 @@ class Engine:
         adapter_limits: AdapterLimits = DEFAULT_ADAPTER_LIMITS,
         lanes: Lanes[Unit] | None = None,
     ) -> Self:
-        """From a checkpoint folder, strictly. Raises CheckpointError naming the file or tensor that does not fit."""
-        folder = Path(spec.path)
-        check_folder(folder)
+        """From a checkpoint folder, strictly. Raises CheckpointError naming the file or tensor that does not fit.
+
+        Where the precision is `auto` and bfloat16 fails on the device, the model runs in float32.
+        """
+        check_folder(Path(spec.path))
         target = pick_device(device)
         dtype = pick_dtype(spec.precision, target)
-        home = torch.device("cpu") if spec.cpu_offload else target
+        load_in = partial(cls._load_in, spec, target, calibration, adapter_limits, lanes)
+        try:
+            return load_in(dtype)
+        except RuntimeError as error:
+            if dtype == torch.float32 or spec.precision != "auto" or is_out_of_memory(error) or is_lost(error, target):
+                raise
+            failure = str(error)  # not the error, which holds the model
+        free_memory()
+        logger.warning("the model does not run in %s here, and runs in float32: %s", dtype, failure)
+        return load_in(torch.float32)
+
+    @classmethod
+    def _load_in(
+        cls,
+        spec: ModelSpec,
+        device: torch.device,
+        calibration: Calibration | None,
+        adapter_limits: AdapterLimits,
+        lanes: Lanes[Unit] | None,
+        dtype: torch.dtype,
+    ) -> Self:
+        folder, home = Path(spec.path), torch.device("cpu") if spec.cpu_offload else device
         transformer = Transformer.load(folder / TRANSFORMER, home, dtype)
         autoencoder = MusicAutoencoder.load(folder, home, dtype)
-        return cls(spec, transformer, autoencoder, target, calibration, adapter_limits, lanes)
+        return cls(spec, transformer, autoencoder, device, calibration, adapter_limits, lanes, dtype)
 
     @property
     def busy(self) -> bool:

@@ -1,6 +1,6 @@
-"""Songs are made although what makes them faster on a GPU fails: compiled blocks and fused attention.
+"""Songs are made although what makes them faster on a GPU fails: compiled blocks, fused attention, bfloat16.
 
-Here both are made to fail on a CPU. Recorded forwards have their own tests, in `test_graphs`.
+Here they are made to fail on a CPU. Recorded forwards have their own tests, in `test_graphs`.
 """
 
 from collections.abc import Callable
@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from acestep_engine import calibrate
+from acestep_engine import calibrate, devices
 from acestep_engine.batch import Batch
 from acestep_engine.calibrate import compiling_pays
+from acestep_engine.checkpoint import NANO_PATH
 from acestep_engine.engine import Engine
 from acestep_engine.model import attention
 from acestep_engine.model.transformer import Transformer
@@ -248,3 +249,36 @@ def test_attention_that_no_kernel_can_compute_fails(model: Transformer, monkeypa
     with pytest.raises(RuntimeError, match="not for such heads"):
         Batch(model, CPU, torch.float32).forward([Ask(5).share()])
     assert len(tried) == len(attention.KERNELS)
+
+
+# bfloat16
+
+
+@pytest.fixture
+def no_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that is said to run bfloat16 and has no kernel for it."""
+    norm = attention.F.rms_norm
+
+    def rms_norm(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if x.dtype == torch.bfloat16:
+            raise RuntimeError('"rms_norm" not implemented for BFloat16')
+        return norm(x, *args, **kwargs)
+
+    monkeypatch.setattr(devices, "CPU_PRECISION", torch.bfloat16)
+    monkeypatch.setattr(attention.F, "rms_norm", rms_norm)
+
+
+@pytest.mark.usefixtures("few_rows", "no_bfloat16")
+def test_a_model_runs_in_float32_where_bfloat16_fails(caplog: pytest.LogCaptureFixture) -> None:
+    spec = ModelSpec("nano", str(NANO_PATH))
+    engine = Engine.load(spec, "cpu")
+    assert engine.spec is spec
+    assert engine.dtype == torch.float32
+    assert {parameter.dtype for parameter in engine.transformer.parameters()} == {torch.float32}
+    assert caplog.text.count("runs in float32") == 1
+
+
+@pytest.mark.usefixtures("no_bfloat16")
+def test_a_precision_that_was_asked_for_is_not_changed() -> None:
+    with pytest.raises(RuntimeError, match="not implemented for BFloat16"):
+        Engine.load(ModelSpec("nano", str(NANO_PATH), precision="bfloat16"), "cpu")
