@@ -51,6 +51,7 @@ class Decoding:
         check_latents(latents)
         plan = overlapped_units if overlapped else whole_units
         song, units = plan(autoencoder, latents, sample_rate_hz)
+        self._autoencoder = autoencoder
         self._units = deque(units)
         self.windows = len(self._units)
         self.samples = song.samples  # of the whole song
@@ -78,7 +79,7 @@ class Decoding:
         nothing has changed, and it may be tried again.
         """
         assert self._units, "the song is decoded"
-        audio = self._units[0].run()
+        audio = self._autoencoder.convolving(self._units[0].run, self._autoencoder.device)
         self._units.popleft()
         return audio
 

@@ -45,6 +45,17 @@ def pick_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if precision == "bfloat16" else torch.float32
 
 
+def why_no_gpu() -> str | None:
+    """Return why torch can use no GPU here: a driver that is too old, say. None if it can use one."""
+    if torch.cuda.is_available():
+        return None
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return str(error)
+    return "torch does not say why"
+
+
 def describe_device(device: torch.device) -> str:
     """What /health says: "cpu", or the GPU's name."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

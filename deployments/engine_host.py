@@ -25,6 +25,7 @@ from acestep_engine.devices import (
     is_out_of_memory,
     keep_freed_memory,
     pick_device,
+    why_no_gpu,
 )
 from acestep_engine.download import ensure_checkpoint
 from acestep_engine.engine import Engine
@@ -106,6 +107,9 @@ class EngineHost:
         adapter_limits: AdapterLimits,
         on_gpu_lost: Callable[[], None],
     ) -> None:
+        reason = why_no_gpu() if device is None else None
+        if reason is not None:
+            logger.warning("a GPU is reserved here that torch cannot use; songs are made on the CPU: %s", reason)
         self._device = device
         self._download_to = download_to
         self._adapter_limits = adapter_limits

@@ -5,6 +5,7 @@ The two stereo channels are the two image channels of the autoencoder, and a bat
 """
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,6 +14,7 @@ from diffusers import AutoencoderDC
 from torch import Tensor
 
 from acestep_engine.errors import AudioError, CheckpointError
+from acestep_engine.model.convolving import Convolving
 from acestep_engine.model.json_files import read_config
 from acestep_engine.model.latent_decoder import LatentDecoder
 from acestep_engine.model.latent_encoder import LatentEncoder
@@ -54,6 +56,7 @@ class MusicAutoencoder:
         self.device = device
         self.dtype = dtype
         self.resample = Resampler(device)
+        self.convolving = Convolving()
 
     @classmethod
     def load(cls, folder: Path, device: torch.device, dtype: torch.dtype) -> "MusicAutoencoder":
@@ -98,7 +101,8 @@ class MusicAutoencoder:
         signal = self._resampled(audio, sample_rate_hz)
         mel = (self.mel(signal) - MEL_MIN) / (MEL_MAX - MEL_MIN)  # (2, 128, 8T), mostly in [0, 1]
         image = ((mel - 0.5) / 0.5).to(self.dtype)
-        latents = self.encoder(image[None])[0].float()  # (8, 16, T)
+        encode = partial(self.encoder, image[None])
+        latents = self.convolving(encode, self.device)[0].float()  # (8, 16, T)
         return (latents - LATENT_SHIFT) * LATENT_SCALE
 
     def _resampled(self, audio: Tensor, sample_rate_hz: int) -> Tensor:

@@ -290,5 +290,14 @@ def test_a_model_that_does_not_fit_the_memory_says_what_helps_and_the_next_one_i
         host.close()
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_a_replica_whose_gpu_cannot_be_used_says_why(device: str | None, caplog: pytest.LogCaptureFixture) -> None:
+    """A driver that is older than this torch needs would not be noticed otherwise, but for songs that take an hour."""
+    EngineHost(device, None, AdapterLimits(most=2), on_gpu_lost=lambda: None).close()
+    assert ("torch cannot use" in caplog.text) is (device is None)
+    assert ("driver" in caplog.text) is (device is None)
+
+
 def _raise(error: Exception) -> Any:
     raise error

@@ -1,9 +1,10 @@
-"""Songs are made although what makes them faster on a GPU fails: compiled blocks, fused attention, bfloat16.
+"""Songs are made although what makes them faster on a GPU fails: compiled blocks, fused attention, bfloat16, cuDNN.
 
 Here they are made to fail on a CPU. Recorded forwards have their own tests, in `test_graphs`.
 """
 
 from collections.abc import Callable
+from copy import copy
 from typing import Any
 
 import pytest
@@ -14,12 +15,15 @@ from acestep_engine import calibrate, devices
 from acestep_engine.batch import Batch
 from acestep_engine.calibrate import compiling_pays
 from acestep_engine.checkpoint import NANO_PATH
+from acestep_engine.decode import decode_latents
 from acestep_engine.engine import Engine
 from acestep_engine.model import attention
+from acestep_engine.model.autoencoder import MusicAutoencoder
+from acestep_engine.model.convolving import Convolving
 from acestep_engine.model.transformer import Transformer
 from acestep_engine.params import ModelSpec
 from acestep_engine.requests import songs_of
-from tests.engine.small import CPU, Ask, folded, loaded_transformer, small_autoencoder
+from tests.engine.small import CPU, Ask, folded, latents, loaded_transformer, small_autoencoder
 from tests.engine.wishes import KINDS, assert_as_alone, run
 from tests.parity import relative_error
 
@@ -282,3 +286,78 @@ def test_a_model_runs_in_float32_where_bfloat16_fails(caplog: pytest.LogCaptureF
 def test_a_precision_that_was_asked_for_is_not_changed() -> None:
     with pytest.raises(RuntimeError, match="not implemented for BFloat16"):
         Engine.load(ModelSpec("nano", str(NANO_PATH), precision="bfloat16"), "cpu")
+
+
+# cuDNN
+
+
+def convolutions_that(monkeypatch: pytest.MonkeyPatch, fail: Callable[[], bool], text: str) -> list[bool]:
+    """Have convolutions fail; answers which of them did."""
+    convolve, failed = attention.F.conv2d, list[bool]()
+
+    def conv2d(*args: Any, **kwargs: Any) -> Tensor:
+        failed.append(fail())
+        if failed[-1]:
+            raise RuntimeError(text)
+        return convolve(*args, **kwargs)
+
+    monkeypatch.setattr(attention.F, "conv2d", conv2d)
+    return failed
+
+
+def uses_cudnn() -> bool:
+    return bool(torch.backends.cudnn.enabled)
+
+
+@pytest.fixture
+def codec() -> MusicAutoencoder:
+    codec = copy(small_autoencoder())
+    codec.convolving = Convolving()  # the others' stays as it is
+    return codec
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["GET was unable to find an engine to execute this computation", "cuDNN error: CUDNN_STATUS_NOT_SUPPORTED"],
+)
+def test_songs_are_decoded_where_cudnn_fails(
+    codec: MusicAutoencoder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, text: str
+) -> None:
+    song = latents(40)
+    expected = decode_latents(codec, song)
+    failed = convolutions_that(monkeypatch, uses_cudnn, text)
+    for _ in range(2):
+        assert torch.equal(decode_latents(codec, song), expected)
+    assert sum(failed) == 1
+    assert caplog.text.count("cuDNN fails") == 1
+    assert uses_cudnn()  # the process may need it elsewhere
+
+
+def test_sources_are_encoded_where_cudnn_fails(codec: MusicAutoencoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    audio = torch.randn(2, 20_000, generator=torch.Generator().manual_seed(0))
+    expected = codec.encode(audio, 44_100)
+    encoder, failures = codec.dcae.encoder, list[bool]()
+
+    def refuse(module: torch.nn.Module, args: tuple[Any, ...]) -> None:
+        failures.append(uses_cudnn())
+        if failures[-1]:
+            raise RuntimeError("cuDNN error: CUDNN_STATUS_BAD_PARAM")
+
+    handle = encoder.register_forward_pre_hook(refuse)
+    try:
+        assert torch.equal(codec.encode(audio, 44_100), expected)
+    finally:
+        handle.remove()
+    assert failures == [True, False]
+
+
+@pytest.mark.parametrize("text", ["CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED", "a mistake of ours"])
+def test_cudnn_is_kept_where_something_else_fails(
+    codec: MusicAutoencoder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, text: str
+) -> None:
+    song = latents(40)
+    failed = convolutions_that(monkeypatch, lambda: True, text)
+    with pytest.raises(RuntimeError, match=text):
+        decode_latents(codec, song)
+    assert len(failed) == 1
+    assert not caplog.text
