@@ -148,9 +148,15 @@ class TextEncoder:
     def _encoder_for(self, spec: ModelSpec) -> "Encoder":
         import torch
 
+        from acestep_engine.devices import why_no_gpu
         from acestep_engine.text_encoder import TextEncoder as Encoder
 
         if self._loaded is None or self._loaded[0] != spec:
+            reason = why_no_gpu() if self._device is None else None
+            if reason is not None:
+                logger.warning(
+                    "a GPU is reserved here that torch cannot use; prompts are encoded on the CPU: %s", reason
+                )
             self._loaded = None
             gc.collect()
             if torch.cuda.is_available():

@@ -167,6 +167,14 @@ async def test_an_encoder_whose_gpu_is_lost_ends_its_process(
     assert ends == (["ended"] if isinstance(error, torch.AcceleratorError) else [])
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+async def test_an_encoder_whose_gpu_cannot_be_used_says_why(caplog: pytest.LogCaptureFixture) -> None:
+    encoder = TextEncoder.__new__(TextEncoder)
+    await TextEncoder.__init__(encoder, NANO, True, 0, 3, None, HANGS_AFTER_S)  # type: ignore[misc]
+    assert "torch cannot use" in caplog.text
+    assert "driver" in caplog.text
+
+
 async def test_a_caller_that_leaves_is_not_waited_for(encoder: Recorder) -> None:
     leaving, staying = (asyncio.create_task(encoder.encode(NANO, asked(prompt))) for prompt in "ab")
     await asyncio.sleep(0)
