@@ -97,7 +97,7 @@ async def test_a_call_tells_that_it_lives_from_its_first_moment_whatever_it_wait
 
     def read(*_: object) -> SourceAudio:
         for _ in range(FILE_THREADS):
-            generator._files.submit(time.sleep, 0.5)
+            generator._files.submit(time.sleep, 1.5)  # beyond the song's denoising
         return SOURCE
 
     generator._sources.submit(time.sleep, 0.5)
