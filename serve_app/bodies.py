@@ -7,7 +7,6 @@ read, 408 where it comes too slowly, 415 for types that no route takes, 422 wher
 
 import asyncio
 import json
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,6 +21,7 @@ from starlette.requests import ClientDisconnect, Request
 from serve_app.bounds import BodyRoom
 from serve_app.errors import HttpProblem, too_large
 from serve_app.fields import FieldProblem
+from serve_app.large_text import without_form_audio, without_json_audio
 from serve_app.names import ALIASES
 from serve_app.printable import printable
 from serve_app.schemas import GenerateRequest
@@ -161,7 +161,7 @@ async def read_body(request: Request, limits: BodyLimits, room: BodyRoom, file_f
         raise HttpProblem(415, "unsupported_media_type", f"the body is '{shown}': send {accepted}")
     data = await read_bytes(request, limits, room)
     if len(data) > PARSE_ASIDE_BYTES:
-        return await anyio.to_thread.run_sync(parse, data)
+        return await anyio.to_thread.run_sync(parse, data, limiter=room.parsing)
     return parse(data)
 
 
@@ -205,7 +205,7 @@ def parse_json(data: bytes, limit_bytes: int, charset: str = UTF_8) -> Body:
     The value of `audio_base64` is cut out of the bytes and never parsed. Raises HttpProblem 413 for more than the limit
     beside it.
     """
-    data, audio = _without_json_audio(data) if len(data) > limit_bytes else (data, None)
+    data, audio = without_json_audio(data) if len(data) > limit_bytes else (data, None)
     if len(data) > limit_bytes:
         raise too_large(f"the JSON beside {AUDIO_BASE64}", limit_bytes)
     text = _text(data, "the JSON body", charset).strip(" \t\r\n")
@@ -223,19 +223,6 @@ def parse_json(data: bytes, limit_bytes: int, charset: str = UTF_8) -> Body:
     if audio is not None and AUDIO_BASE64 in parsed:
         parsed[AUDIO_BASE64] = audio
     return Body(parsed)
-
-
-# A string behind the key. In a text of JSON, a quotation mark within a string has a backslash before it.
-_JSON_AUDIO = re.compile(rb'"audio_base64"\s*+:\s*+"([^"\\]*+(?:\\.[^"\\]*+)*+)"')
-
-
-def _without_json_audio(data: bytes) -> tuple[bytes, str | None]:
-    """The bytes of a JSON object without the value of `audio_base64`, and that value; None if it has none."""
-    found = _JSON_AUDIO.search(data)
-    if found is None:
-        return data, None
-    value = found[1].replace(b"\\/", b"/").replace(b"\\n", b"\n").replace(b"\\r", b"\r")
-    return data[: found.start(1)] + data[found.end(1) :], value.decode("latin-1")  # what is no base64 is found later
 
 
 def _form_fields(pairs: list[tuple[str, str]]) -> dict[str, object]:
@@ -272,7 +259,7 @@ def parse_form(data: bytes, limit_bytes: int, charset: str = UTF_8) -> Body:
 
     The value of `audio_base64` is cut out of the bytes. Raises HttpProblem 413 for more than the limit beside it.
     """
-    data, audio = _without_form_audio(data) if len(data) > limit_bytes else (data, None)
+    data, audio = without_form_audio(data) if len(data) > limit_bytes else (data, None)
     if len(data) > limit_bytes:
         raise too_large(f"the form beside {AUDIO_BASE64}", limit_bytes)
     text = _text(data, "the form", charset)
@@ -289,21 +276,6 @@ def parse_form(data: bytes, limit_bytes: int, charset: str = UTF_8) -> Body:
         raise _bad("bad_encoding", "the form is not UTF-8") from None
     fields = _form_fields(pairs)
     return Body(fields if audio is None else fields | {AUDIO_BASE64: audio})
-
-
-_FORM_AUDIO = re.compile(rb"(?:^|&)audio_base64=([^&]*+)")
-_ENCODED_BASE64 = {b"%2B": b"+", b"%2b": b"+", b"%2F": b"/", b"%2f": b"/", b"%3D": b"=", b"%3d": b"="}
-
-
-def _without_form_audio(data: bytes) -> tuple[bytes, str | None]:
-    """The bytes of a form without the value of `audio_base64`, and that value; None if it has none."""
-    found = _FORM_AUDIO.search(data)
-    if found is None:
-        return data, None
-    value = found[1].replace(b"+", b" ")
-    for encoded, letter in _ENCODED_BASE64.items():  # the only ones of base64 that a form encodes
-        value = value.replace(encoded, letter)
-    return data[: found.start(1)] + data[found.end(1) :], value.decode("latin-1")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import anyio
+
 from serve_app.errors import RETRY_SOON_S, HttpProblem
 
 TOO_MANY_BODIES = "too_many_bodies"
@@ -42,6 +44,8 @@ class BodyRooms:
         self._places = Places(max_bodies, TOO_MANY_BODIES, "bodies are being read")
         self._max_bytes = max_bytes
         self._bytes = 0
+        # One large body after the other: threads that all want the interpreter's lock keep others from it.
+        self.parsing = anyio.CapacityLimiter(1)
 
     @contextmanager
     def enter(self) -> "Iterator[BodyRoom]":
@@ -66,6 +70,7 @@ class BodyRoom:
     def __init__(self, rooms: BodyRooms) -> None:
         self._rooms = rooms
         self.held_bytes = 0
+        self.parsing = rooms.parsing
 
     def grow(self, nbytes: int) -> None:
         """Hold so many bytes in all. Raises HttpProblem 503 where they do not fit beside others."""

@@ -7,6 +7,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve_app.pacing import Paced
 from serve_app.request_ids import REQUEST_ID as REQUEST_ID_FORM
 
 logger = logging.getLogger("ray.serve.acestep")  # Ray Serve's handlers write it
@@ -145,4 +146,5 @@ def middlewares() -> list[Middleware]:
         )
     else:
         http_protocol.install(_max_connections(http_protocol.USUAL_CONNECTIONS))
-    return [Middleware(OneRequestId), Middleware(ClientHeaders), Middleware(PlainTarget), Middleware(NoBody)]
+    layers = (Paced, OneRequestId, ClientHeaders, PlainTarget, NoBody)
+    return [Middleware(layer) for layer in layers]

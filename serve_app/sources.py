@@ -148,11 +148,13 @@ async def _file(service: Service, source: NamedSource) -> ByteArray:
 
 async def _sent(service: Service, field: str, value: object) -> ByteArray:
     """The audio that came with the request."""
+    data: bytes | bytearray
     if isinstance(value, bytes):
         data = value
     else:
         limit_bytes = service.settings.limits.base64_mb * MIB
-        data = await anyio.to_thread.run_sync(partial(decode_base64, field, value, limit_bytes))
+        decode = partial(decode_base64, field, value, limit_bytes)
+        data = await anyio.to_thread.run_sync(decode, limiter=service.decoding)
     if not data:
         raise invalid(field, "is empty: send an audio file")
     return _as_array(data)
@@ -199,5 +201,5 @@ def _problem(status: int, code: str, field: str, problem: str, *, retry: bool = 
     return HttpProblem(status, code, f"{field}: {problem}", (FieldProblem(field, problem),), headers)
 
 
-def _as_array(data: bytes) -> ByteArray:
+def _as_array(data: bytes | bytearray) -> ByteArray:
     return np.frombuffer(data, dtype=np.uint8)

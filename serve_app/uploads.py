@@ -1,7 +1,5 @@
 """Source audio at the edge: from base64, from an upload, from the operator's folder, and checked before it travels."""
 
-import base64
-import binascii
 import hashlib
 import os
 import re
@@ -12,6 +10,7 @@ from acestep_engine.audio import AudioInfo, AudioLimits, check_audio
 from deployments.messages import ByteArray, Upload
 from serve_app.errors import too_large
 from serve_app.fields import InvalidRequestError, invalid
+from serve_app.large_text import decoded, foreign_letter, without_line_ends
 from serve_app.settings import Limits
 
 MIB = 2**20
@@ -28,7 +27,7 @@ def audio_limits(limits: Limits) -> AudioLimits:
     )
 
 
-def decode_base64(field: str, text: object, limit_bytes: int) -> bytes:
+def decode_base64(field: str, text: object, limit_bytes: int) -> bytearray:
     """Base64 text to bytes: the standard alphabet. Padding may lack; line ends and a leading data URI are dropped.
 
     Raises InvalidRequestError, and HttpProblem 413 for text over `limit_bytes`.
@@ -38,7 +37,7 @@ def decode_base64(field: str, text: object, limit_bytes: int) -> bytes:
     if len(text) > limit_bytes:
         raise too_large(f"{field}", limit_bytes)
     head = DATA_URI.match(text[:256])
-    letters = text[head.end() if head else 0 :].replace("\r", "").replace("\n", "")
+    letters = without_line_ends(text[head.end() :] if head else text)
     if not letters:
         raise invalid(field, "is empty: send the audio file as base64")
     if "=" not in letters[-2:]:
@@ -46,8 +45,8 @@ def decode_base64(field: str, text: object, limit_bytes: int) -> bytes:
     try:
         if len(letters) % 4 or letters.endswith("==="):  # the decoder lets too much padding pass
             raise invalid(field, _base64_fault(letters))
-        return base64.b64decode(letters, validate=True)
-    except (binascii.Error, ValueError):
+        return decoded(letters)
+    except ValueError:
         raise invalid(field, _base64_fault(letters)) from None
 
 
@@ -56,9 +55,9 @@ def _base64_fault(letters: str) -> str:
         return "has spaces, which a form makes of '+': percent-encode the base64 text"
     if "-" in letters or "_" in letters:
         return "uses the URL-safe alphabet: send the standard one, with '+' and '/'"
-    foreign = re.search(r"[^A-Za-z0-9+/=]", letters)
-    if foreign:
-        return f"has a letter that is not base64, at position {foreign.start()}"
+    foreign = foreign_letter(letters)
+    if foreign is not None:
+        return f"has a letter that is not base64, at position {foreign}"
     return f"is not whole: {len(letters)} letters with this padding are not base64"
 
 
