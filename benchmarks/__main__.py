@@ -10,7 +10,7 @@ from functools import partial
 import torch
 
 from acestep_engine.checkpoint import NANO_PATH
-from acestep_engine.devices import keep_freed_memory
+from acestep_engine.freed_memory import keep_freed_memory
 from acestep_engine.params import ModelSpec
 from benchmarks import engine, replicas, service, sizes, streaming, tasks
 from benchmarks.threads import apart

@@ -20,16 +20,15 @@ from acestep_engine.calibrate import Calibration
 from acestep_engine.devices import (
     describe_device,
     free_memory,
-    give_back_freed_memory,
     is_lost,
     is_out_of_memory,
-    keep_freed_memory,
     pick_device,
     why_no_gpu,
 )
 from acestep_engine.download import ensure_checkpoint
 from acestep_engine.engine import Engine
 from acestep_engine.errors import EngineError
+from acestep_engine.freed_memory import give_back_freed_memory, keep_freed_memory
 from acestep_engine.lanes import Lanes
 from acestep_engine.live_request import Unit
 from acestep_engine.params import AdapterLimits, GenerationParams, ModelSpec, Progress

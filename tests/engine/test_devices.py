@@ -13,7 +13,7 @@ from tests.engine.small import CPU
 
 BLOCKS = """
 import concurrent.futures, resource, sys
-from acestep_engine.devices import keep_freed_memory
+from acestep_engine.freed_memory import keep_freed_memory
 
 def pages_got_anew() -> int:
     for _ in range(2):
@@ -44,7 +44,7 @@ def test_memory_that_was_freed_is_used_again_in_every_thread(thread: str, mebiby
 KEPT = """
 import concurrent.futures, threading
 from pathlib import Path
-from acestep_engine.devices import give_back_freed_memory, keep_freed_memory
+from acestep_engine.freed_memory import give_back_freed_memory, keep_freed_memory
 
 def mebibytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 // 2**20

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from acestep_engine.checkpoint import AUTOENCODER
-from acestep_engine.devices import keep_freed_memory
+from acestep_engine.freed_memory import keep_freed_memory
 from acestep_engine.model.autoencoder import LATENT_CHANNELS, LATENT_HEIGHT
 from acestep_engine.model.mel import LogMel, MelConfig
 from acestep_engine.params import SAMPLES_PER_LATENT

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from acestep_engine.devices import keep_freed_memory
+from acestep_engine.freed_memory import keep_freed_memory
 from training.nano.team import Team
 
 STATE_FILE, LOG_FILE, EXPORTED_FILE = "state.pt", "log.jsonl", "exported.json"

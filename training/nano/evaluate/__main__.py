@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from acestep_engine.devices import keep_freed_memory
+from acestep_engine.freed_memory import keep_freed_memory
 from acestep_engine.requests import Song
 from training.nano.compose import Wish, compose
 from training.nano.evaluate.clips import write_clip
