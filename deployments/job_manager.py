@@ -347,7 +347,13 @@ class JobManager:
         await self._fleet.restore()
         await self._loras.restore(self._config.loras)
         await self._deliveries.restore()
-        rows = await self._store.unfinished()
+        rows = []
+        for row in await self._store.unfinished():
+            if row.ended:  # it cannot be read
+                end = Ending("failed", time.time(), error=row.error, error_code=row.error_code)
+                await self._store.finish(row.request_id, end)
+            else:
+                rows.append(row)
         for row in rows:
             self._enqueue(dataclasses.replace(row, status="pending", started_at=None))
         if rows:

@@ -40,7 +40,7 @@ from deployments.messages import ByteArray, Heartbeat, Rendered, RenderJob, Song
 from deployments.pace import Pace
 from deployments.results import JobFiles
 from deployments.store.patience import until_stored
-from deployments.store.protocol import Ending, JobRow, JobStore, StoreDeposedError, StoreFormatError
+from deployments.store.protocol import Ending, JobRow, JobStore, StoreDeposedError
 
 MAX_ATTEMPTS = 3
 MAX_MEMORY_KILLS = 10  # of one song's replicas that do not count as attempts
@@ -151,11 +151,7 @@ class Runner:
 
         The files of such a job belong to the end that the store knows: a completed job keeps them.
         """
-        try:
-            row = await self._store.get(job.row.request_id)
-        except StoreFormatError as error:
-            logger.error("%s", error)
-            row = None
+        row = await self._store.get(job.row.request_id)
         if row is None:  # it ended so long ago that it is forgotten
             failed = _failed(INTERNAL)
             row = dataclasses.replace(job.row, status=failed.status, outcome=failed.outcome, completed_at=failed.at)

@@ -9,8 +9,9 @@ import asyncio
 import json
 import logging
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, Self, get_args
 
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -22,7 +23,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from deployments.messages import Status, StorageError
 from deployments.store.protocol import Callback, Ending, JobRow, StoreDeposedError, StoreFormatError
-from deployments.store.rows import from_texts, to_json, to_texts
+from deployments.store.rows import from_texts, row_or_failed, to_json, to_texts
 from deployments.store.urls import ENCODE, url_problem
 
 FORMAT = "2"
@@ -413,7 +414,7 @@ class RedisStore:
         self._writes = max(self._writes, writes)
         return answer
 
-    async def _rows(self, request_ids: Iterable[str]) -> list[JobRow | None]:
+    async def _rows(self, request_ids: Sequence[str]) -> list[JobRow | None]:
         async def read() -> list[dict[str, str]]:
             async with self._redis.pipeline(transaction=False) as pipeline:
                 for request_id in request_ids:
@@ -422,7 +423,10 @@ class RedisStore:
             return found
 
         found = [{name: texts[name] for name in texts if not name.startswith("_")} for texts in await self._read(read)]
-        return [from_texts(texts) if texts else None for texts in found]
+        return [
+            row_or_failed(partial(from_texts, texts), request_id, {}) if texts else None
+            for request_id, texts in zip(request_ids, found, strict=True)
+        ]
 
     @staticmethod
     async def _read(call: Callable[[], Any]) -> Any:

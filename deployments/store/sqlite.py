@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar, get_args
 
 from deployments.messages import Status, StorageError
 from deployments.store.protocol import Callback, Ending, JobRow, StoreDeposedError, StoreFormatError
-from deployments.store.rows import row_of, to_json
+from deployments.store.rows import row_of, row_or_failed, to_json
 
 SCHEMA_VERSION = 3
 SCHEMA = """
@@ -294,6 +294,9 @@ def _to_columns(row: JobRow) -> list[object]:
 
 def _from_columns(row: sqlite3.Row) -> JobRow:
     values = dict(row)
-    values |= {name: json.loads(values[name]) for name in JSON_COLUMNS}
-    values["save_file"] = bool(values["save_file"])
-    return row_of(values)
+
+    def read() -> JobRow:
+        decoded = {name: json.loads(values[name]) for name in JSON_COLUMNS}
+        return row_of(values | decoded | {"save_file": bool(values["save_file"])})
+
+    return row_or_failed(read, values["request_id"], values)

@@ -284,6 +284,22 @@ async def test_jobs_go_on_after_a_restart_and_a_stop_costs_no_attempt(house: Hou
     assert [(await house.end_of(request_id)).outcome for request_id in (running, waiting)] == ["completed"] * 2
 
 
+async def test_a_row_that_cannot_be_read_costs_its_job_only_and_the_service_starts(house: House) -> None:
+    house.generator.script = sing_for_ever
+    running, damaged, waiting = [await house.submit() for _ in range(3)]
+    await house.until_running(running)
+    await house.manager._store._run(  # type: ignore[attr-defined]
+        lambda db: db.execute("UPDATE jobs SET songs = '5' WHERE request_id = ?", (damaged,))
+    )
+    await house.close()
+    house.generator.script = sing
+    await house.open()
+    assert [(await house.end_of(one)).outcome for one in (running, waiting)] == ["completed"] * 2
+    view = await house.manager.status(damaged)
+    assert (view.status, view.outcome, view.error_code) == ("failed", "failed", "internal_error")
+    assert (await house.manager.queue_status()).status_counts["pending"] == 0
+
+
 async def test_a_saved_song_is_written_once_even_if_the_service_died_after_writing_it(house: House) -> None:
     request_id = await house.submit(save_file=True)
     (result,) = (await house.end_of(request_id)).results

@@ -178,6 +178,20 @@ async def test_a_store_of_another_version_is_refused_and_kept(server: RedisServe
         assert client.get(f"{PREFIX}:format") == "99"
 
 
+async def test_a_row_that_cannot_be_read_is_a_failed_job_and_harms_no_other(
+    server: RedisServer,
+) -> None:
+    store = await RedisStore.open(server.url, list)
+    await store.add(make_row("a"))
+    await store.add(make_row("b"))
+    with redis.Redis.from_url(server.url) as client:
+        client.hset(f"{PREFIX}:job:a", "songs", "no JSON")
+    assert [(row.request_id, row.outcome) for row in await store.unfinished()] == [("a", "failed"), ("b", None)]
+    assert await store.finish("a", Ending("failed", 9.0))
+    assert [row.request_id for row in await store.unfinished()] == ["b"]
+    await store.close()
+
+
 async def test_a_redis_that_is_not_there_is_a_storage_error(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="cannot be reached"):
         await RedisStore.open(f"unix://{tmp_path}/nothing.sock", list)

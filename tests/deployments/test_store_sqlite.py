@@ -10,7 +10,8 @@ import pytest
 
 from deployments.messages import StorageError
 from deployments.store import sqlite
-from deployments.store.protocol import StoreDeposedError, StoreFormatError
+from deployments.store.protocol import Ending, StoreDeposedError, StoreFormatError
+from deployments.store.rows import DAMAGED
 from deployments.store.sqlite import SqliteStore
 from tests.deployments.conftest import make_row
 
@@ -97,15 +98,26 @@ async def test_what_fails_outside_of_the_database_fails_alone_and_leaves_no_tran
     await store.close()
 
 
-async def test_a_row_with_fields_of_another_version_fails_its_readers_only(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "songs", ['[{"prompt": "", "lyrics": "", "duration_s": 1.0, "oss_steps": [], "colour": 3}]', "no JSON", "5", "[5]"]
+)
+async def test_a_row_that_cannot_be_read_is_a_failed_job_and_harms_no_other(tmp_path: Path, songs: str) -> None:
     store = await SqliteStore.open(tmp_path / "jobs.sqlite3")
-    await store.add(make_row("a"))
-    foreign = '[{"prompt": "", "lyrics": "", "duration_s": 1.0, "oss_steps": [], "colour": 3}]'
-    await store._run(lambda db: db.execute("UPDATE jobs SET songs = ?", (foreign,)))
-    read, added = await asyncio.gather(store.get("a"), store.add(make_row("b")), return_exceptions=True)
-    assert isinstance(read, StoreFormatError)
-    assert "the job a in the store" in str(read)
-    assert added is True
+    await store.add(make_row("a", key="mine", request_digest="d"))
+    await store.add(make_row("b"))
+    await store._run(lambda db: db.execute("UPDATE jobs SET songs = ? WHERE request_id = 'a'", (songs,)))
+    read, added = await asyncio.gather(store.get("a"), store.add(make_row("c")))
+    assert added
+    assert read is not None
+    assert (read.outcome, read.error, read.request_digest) == ("failed", DAMAGED, "d")
+    assert await store.find_key("mine") == read
+    assert [(row.request_id, row.ended) for row in await store.unfinished()] == [
+        ("a", True),
+        ("b", False),
+        ("c", False),
+    ]
+    assert await store.finish("a", Ending("failed", 9.0, error=read.error))
+    assert [row.request_id for row in await store.unfinished()] == ["b", "c"]
     await store.close()
 
 

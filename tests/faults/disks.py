@@ -2,11 +2,12 @@
 
 import resource
 import shutil
+import sqlite3
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from tests.faults.campaign import Fault, NotStagedError, Stage
@@ -103,6 +104,26 @@ def store_corrupted(stage: Stage) -> float:
     return time.monotonic() - started_at
 
 
+def row_damaged(stage: Stage) -> float:
+    """One row of a waiting job cannot be read any more: that job fails, and all others are made."""
+    running, damaged, waiting = (stage.ledger.submit() for _ in range(3))
+    stage.application.stop()
+    stage.application.kill_everything()
+    with closing(sqlite3.connect(stage.application.store)) as db, db:
+        changed = db.execute(
+            "UPDATE jobs SET songs = 'no JSON' WHERE request_id = ? AND outcome IS NULL", (damaged,)
+        ).rowcount
+    started_at = time.monotonic()
+    stage.application.start()
+    assert [stage.ledger.until_ended(one) for one in (running, waiting)] == ["completed"] * 2
+    recovery_s = time.monotonic() - started_at
+    if not changed:
+        raise NotStagedError("the job had ended already")
+    assert stage.ledger.until_ended(damaged) == "failed"
+    assert stage.ledger.entries[damaged].error_code == "internal_error"
+    return recovery_s
+
+
 @contextmanager
 def mounted(folder: Path, options: str) -> Iterator[None]:
     """An empty file system in memory over a folder. Raises NotStagedError where we may not mount."""
@@ -137,4 +158,5 @@ FAULTS = [
     Fault("store disk full", store_disk_full, one_machine, is_fast=True),
     Fault("SQLite locked", store_locked, one_machine),
     Fault("SQLite corrupted", store_corrupted, one_machine, times=1),
+    Fault("a row that cannot be read", row_damaged, one_machine, times=2),
 ]
