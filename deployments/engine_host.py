@@ -5,11 +5,13 @@ It loads torch: `deployments.generator` imports it in the replica only, so that 
 
 import gc
 import logging
+import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -39,6 +41,7 @@ from deployments.failures import GpuMemoryError, LatentSpaceError, RenderError, 
 from deployments.latent_space import latent_space_of
 from deployments.messages import ReplicaState
 
+ENGINE_NICENESS = 4  # beside that of other threads, where the engine's work is the CPU's
 SONGS_TO_GIVE_BACK = 16  # after so many the process gives back what it keeps of freed memory
 
 logger = logging.getLogger("ray.serve")
@@ -182,6 +185,9 @@ class EngineHost:
         return ReplicaState(replica_id, engine.spec.name, device, gpu_ids, precision, adapters, self._latent_space)
 
     def _work(self) -> None:
+        if pick_device(self._device).type == "cpu":
+            with suppress(OSError):
+                os.nice(ENGINE_NICENESS)  # of this thread and its lanes: those that answer clients go first
         # Ray sets OMP_NUM_THREADS to 1 in its actors. With lanes, it is they that compute.
         torch.set_num_threads(1 if self._lanes().most > 1 else available_cpus())
         keep_freed_memory()

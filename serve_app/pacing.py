@@ -6,9 +6,9 @@ from collections.abc import Callable
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 # Ray takes about six milliseconds of the proxy and of the ingress to begin a request: a thousand at once would hold up
-# every other for seconds. These let through more than a proxy can begin, while answers are quick.
-BEGINNING = 4
-BEGINNING_S = 0.04  # a request that has not been answered by then waits for something else
+# every other for seconds. These let through more than a proxy can begin, as long as answers begin quickly.
+BEGINNING = 8
+BEGINNING_S = 0.25  # a request whose answer has not begun by then waits for something else
 LEAVING_S = 0.006  # between two clients that go away: Ray takes as long to cancel what was done for one
 UNPACED = ("/health", "/-/healthz", "/-/routes")  # ends of the paths that others watch the server by
 
