@@ -14,7 +14,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from acestep_engine import decode, decode_units
 from acestep_engine.decode import Decoding, check_finite, decode_latents
 from acestep_engine.errors import LatentShapeError, NumericalError
-from acestep_engine.model import latent_decoder
+from acestep_engine.model import tiles
 from acestep_engine.model.autoencoder import MEL_MAX, MEL_MIN, MusicAutoencoder, build_dcae, build_vocoder
 from acestep_engine.model.mel import LogMel, MelConfig
 from acestep_engine.params import MODEL_SAMPLE_RATE_HZ
@@ -47,7 +47,7 @@ def set_windows(monkeypatch: pytest.MonkeyPatch, first: int, short: int, audio: 
     monkeypatch.setattr(decode, "AUDIO_WINDOW", audio)
     monkeypatch.setattr(decode_units, "MEL_WINDOW", mel)
     monkeypatch.setattr(decode_units, "ATTENDED_AT_ONCE", 2 * short)
-    monkeypatch.setattr(latent_decoder, "TILE_COLUMNS", tile)
+    monkeypatch.setattr(tiles, "TILE_COLUMNS", tile)
 
 
 @torch.inference_mode()

@@ -326,9 +326,10 @@ def test_a_repeated_prompt_with_another_seed_skips_all_encoding() -> None:
     again = replace(wish, params=replace(wish.params, seed=99))
     with runs_of(small_transformer().lyric_encoder) as calls:
         first = songs_of(run(engine, {"first": wish}))
-        assert len(calls) == 1
+        assert calls
+        calls.clear()
         second = songs_of(run(engine, {"second": again}))
-        assert len(calls) == 1
+        assert not calls
     assert_as_alone(first | second, {"first": wish, "second": again})
 
 

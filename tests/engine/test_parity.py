@@ -36,6 +36,7 @@ def test_figures_are_those_of_the_published_pipeline(comparison: Comparison, fam
     assert not [str(figure) for figure in figures if not figure.passed]
 
 
+@pytest.mark.slow
 def test_the_command_exits_with_1_for_another_checkpoint(tmp_path: Path, golden: Path) -> None:
     """Sigmas do not depend on the checkpoint; hidden states do."""
     made = [sys.executable, golden / "make_checkpoint.py", tmp_path / "other", "--seed", "1"]

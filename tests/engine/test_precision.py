@@ -50,7 +50,13 @@ def engine(folder: Path, precision: Precision) -> Engine:
     return Engine.load(ModelSpec("tiny", str(folder), precision=precision), "cpu", Calibration(10_000, 1.0))
 
 
-@pytest.mark.parametrize("company", [COMPANY, [replace(SONG, seed=seed) for seed in (1, 2)]], ids=["unlike", "alike"])
+@pytest.mark.parametrize(
+    "company",
+    [
+        pytest.param(COMPANY, id="unlike", marks=pytest.mark.slow),
+        pytest.param([replace(SONG, seed=seed) for seed in (1, 2)], id="alike"),
+    ],
+)
 def test_company_changes_a_song_less_than_in_the_published_pipeline(
     tiny_checkpoint: Path, heard: Conditioning, company: list[GenerationParams]
 ) -> None:
