@@ -43,6 +43,7 @@ from deployments.messages import ReplicaState
 
 ENGINE_NICENESS = 4  # beside that of other threads, where the engine's work is the CPU's
 SONGS_TO_GIVE_BACK = 16  # after so many the process gives back what it keeps of freed memory
+IDLE_S = 2.0  # and after so long without any
 
 logger = logging.getLogger("ray.serve")
 
@@ -205,7 +206,12 @@ class EngineHost:
         self._without_adapter.close()
 
     def _wait_for_work(self) -> bool:
-        """False when it is time to stop."""
+        """Return whether there is some; False when it is time to stop."""
+        with self._wake:
+            is_idle = self._songs_kept > 0 and not self._wake.wait_for(self._has_work, IDLE_S)
+        if is_idle:
+            self._songs_kept = 0
+            give_back_freed_memory()
         with self._wake:
             self._wake.wait_for(self._has_work)
             return not self._closed

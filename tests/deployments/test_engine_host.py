@@ -102,6 +102,21 @@ def test_a_model_that_comes_back_is_not_measured_again(host: EngineHost, monkeyp
     host.load(SPEC).result(TIMEOUT_S)
 
 
+def test_memory_is_given_back_once_after_songs_when_the_engine_is_idle(
+    host: EngineHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_back: list[float] = []
+    monkeypatch.setattr("deployments.engine_host.give_back_freed_memory", lambda: given_back.append(time.monotonic()))
+    monkeypatch.setattr("deployments.engine_host.IDLE_S", 0.3)
+    for _ in range(2):
+        submit(host, SONG).result(TIMEOUT_S)
+    ended_at = time.monotonic()
+    assert given_back == []
+    time.sleep(1.2)
+    assert len(given_back) == 1
+    assert given_back[0] - ended_at > 0.2
+
+
 def test_songs_go_on_while_an_adapter_is_loaded(
     host: EngineHost, adapters: list[Adapter], monkeypatch: pytest.MonkeyPatch
 ) -> None:
