@@ -1,4 +1,4 @@
-"""How much memory the sources of songs take that have not begun."""
+"""A bound on the memory of decoded sources whose songs have not begun."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -6,7 +6,7 @@ from typing import Generic, Protocol, TypeVar
 
 
 class Sized(Protocol):
-    """What takes memory."""
+    """A value that knows how many bytes it takes."""
 
     @property
     def nbytes(self) -> int: ...
@@ -29,7 +29,7 @@ class SourceRoom(Generic[S]):
 
     @property
     def nbytes(self) -> int:
-        """What the sources take that were read and not let go of."""
+        """Return the bytes of all sources that were read and not forgotten."""
         return sum(self._held.values())
 
     async def read(self, call_id: str, read: Callable[[], Awaitable[S]]) -> S:

@@ -10,11 +10,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 BEGINNING = 8
 BEGINNING_S = 0.25  # a request whose answer has not begun by then waits for something else
 LEAVING_S = 0.006  # between two clients that go away: Ray takes as long to cancel what was done for one
-UNPACED = ("/health", "/-/healthz", "/-/routes")  # ends of the paths that others watch the server by
+UNPACED = ("/health", "/-/healthz", "/-/routes")  # ends of the paths of health checks
 
 
 class Paced:
-    """Begins so many requests at a time, in the order in which they came, and tells of clients that leave one by one.
+    """Starts a few requests at a time, in order of arrival, and reports disconnected clients one after the other.
 
     It belongs in front of Ray's proxy.
     """

@@ -9,7 +9,7 @@ from serve_app.pacing import BEGINNING, BEGINNING_S, LEAVING_S, Paced
 
 
 class App:
-    """Counts who is in it; answers those whose path is /quick at once, and others when it is told to."""
+    """An application that records requests, answers /quick at once, and other paths when `answer` is set."""
 
     def __init__(self) -> None:
         self.paths: list[str] = []
